@@ -1,0 +1,79 @@
+"""Train a small byte-level BPE tokenizer of Llama-3's kind and save it as a Hugging Face tokenizer directory.
+
+The split pattern is Llama-3's; the special tokens ``<|begin_of_text|>`` and ``<|end_of_text|>`` have the last two ids.
+It is meant for trials and the quick start; continual pre-training uses the backbone's own tokenizer.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from megatron_synE.corpus.llama3 import BEGIN_OF_TEXT, END_OF_TEXT, SPLIT_PATTERN
+from megatron_synE.corpus.readers import expand_inputs, iter_chunks
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE with ``vocab_size`` entries, its two special tokens included."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special_tokens = [BEGIN_OF_TEXT, END_OF_TEXT]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(special_tokens)
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write ``tokenizer.json`` and the ``tokenizer_config.json`` that transformers' AutoTokenizer reads."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BEGIN_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_texts(inputs: Sequence[str], key: str) -> Iterator[str]:
+    """All texts of the inputs, in order; lines that hold none are passed over."""
+    for path in expand_inputs(inputs):
+        for chunk in iter_chunks(path, [key]):
+            yield from chunk.parse([key]).texts[key]
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", nargs="+", required=True, help="JSON-lines or parquet files, directories or globs")
+    parser.add_argument("--json-key", default="text")
+    parser.add_argument("--vocab-size", type=int, required=True, help="entries, special tokens included")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        if arguments.vocab_size < 256 + 2:
+            raise ValueError(f"--vocab-size {arguments.vocab_size}: must be at least 258 (256 bytes, 2 special tokens)")
+        tokenizer = train_tokenizer(read_texts(arguments.input, arguments.json_key), arguments.vocab_size)
+    except ValueError as error:
+        print(f"train_tokenizer: {error}", file=sys.stderr)
+        return 1
+    save(tokenizer, arguments.output_dir)
+    print(f"{arguments.output_dir}: {tokenizer.get_vocab_size()} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
