@@ -1,0 +1,89 @@
+"""Batches, length of the run, evaluation and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The step and the loop."""
+
+    micro_batch_size: int = 1
+    """Samples of one forward pass on one data-parallel process."""
+    global_batch_size: int = 8
+    """Samples of one optimizer step over all processes."""
+    train_steps: int | None = None
+    """Stop after this step; none trains the whole token budget of data.stages."""
+    exit_after_steps: int | None = None
+    """Save and leave after this many steps of this process, for queues with a time limit; the run goes on later."""
+    seed: int = 1234
+    """Seed of the initial weights and of dropout-like randomness; data has its own."""
+    fail_on_nan: bool = True
+    """Stop with an error at a loss that is not finite; otherwise skip that update and go on."""
+
+    def problems(self) -> list[str]:
+        """Contradictions among these fields."""
+        found = []
+        for name in ("micro_batch_size", "global_batch_size"):
+            if getattr(self, name) < 1:
+                found.append(f"training.{name}: {getattr(self, name)} is not positive; use 1 or more")
+        for name in ("train_steps", "exit_after_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"training.{name}: {value} is not positive; use 1 or more, or null")
+        return found
+
+    def problems_with_layout(self, data_parallel_size: int) -> list[str]:
+        """Whether a global batch divides into micro-batches over the data-parallel processes."""
+        together = self.micro_batch_size * data_parallel_size
+        if self.micro_batch_size > 0 and self.global_batch_size % together:
+            return [
+                f"training.global_batch_size: {self.global_batch_size} is not divisible by training.micro_batch_size "
+                f"{self.micro_batch_size} x {data_parallel_size} data-parallel processes; make it a multiple of {together}"
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Loss on each component's held-out set."""
+
+    interval_steps: int | None = None
+    """Steps between two evaluations; none evaluates at the end only."""
+    samples_per_component: int = 64
+    """At most this many held-out samples of each component."""
+    at_end: bool = True
+    """Evaluate after the last step."""
+
+    def problems(self) -> list[str]:
+        """Values outside their range."""
+        found = []
+        if self.interval_steps is not None and self.interval_steps < 1:
+            found.append(f"evaluation.interval_steps: {self.interval_steps} is not positive; use 1 or more, or null")
+        if self.samples_per_component < 1:
+            found.append("evaluation.samples_per_component: not positive; use 1 or more")
+        return found
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where the run's numbers go."""
+
+    directory: str | None = None
+    """Folder of metrics.jsonl and of TensorBoard's files; none is checkpoint.save."""
+    interval_steps: int = 1
+    """Steps between two records."""
+    tensorboard: bool = True
+    """Write TensorBoard files."""
+    peak_tflops: float | None = None
+    """Peak of one device in TFLOP/s for MFU; none takes the data sheet's dense bf16 figure of known GPUs, else no MFU."""
+
+    def problems(self) -> list[str]:
+        """Values outside their range."""
+        found = []
+        if self.interval_steps < 1:
+            found.append(f"logging.interval_steps: {self.interval_steps} is not positive; use 1 or more")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            found.append(f"logging.peak_tflops: {self.peak_tflops} is not positive; use the device's figure, or null")
+        return found

@@ -1,0 +1,61 @@
+"""The attention core. Shapes: S sequence, B batch, N query heads, G key/value heads, D head channels, T packed tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class DotProductAttention(MegatronModule):
+    """Causal attention by torch's `scaled_dot_product_attention`, with grouped key/value heads.
+
+    Takes `[S, B, N, D]` queries and `[S, B, G, D]` keys and values, or, with `packed_seq_params`, `[T, N, D]` and
+    `[T, G, D]`: then attention stays inside each document of `cu_seqlens_q`.
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: Any, attention_type: str,
+                 **unused: Any) -> None:  # fmt: skip
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise ValueError(
+                "parallel.context_parallel_size: the local attention core does not split sequences; "
+                "use model.transformer_impl fused or transformer_engine"
+            )
+
+    def forward(
+        self,
+        query_SBND: torch.Tensor,
+        key_SBGD: torch.Tensor,
+        value_SBGD: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: Any = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """Returns `[S, B, N * D]`, or `[T, N * D]` for packed documents. `attention_mask` is ignored: causal."""
+        if packed_seq_params is not None:
+            return self._documents(query_SBND, key_SBGD, value_SBGD, packed_seq_params.cu_seqlens_q.tolist())
+        seq_length, batch = query_SBND.shape[:2]
+        context_BNSD = _causal(*(x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD, value_SBGD)))
+        return context_BNSD.permute(2, 0, 1, 3).reshape(seq_length, batch, -1)
+
+    @staticmethod
+    def _documents(
+        query_TND: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, boundaries: list[int]
+    ) -> torch.Tensor:
+        """One causal attention for each document: no mask over the whole pack is ever built."""
+        contexts = []
+        for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
+            parts = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query_TND, key_TGD, value_TGD))
+            contexts.append(_causal(*parts).squeeze(0).transpose(0, 1))
+        return torch.cat(contexts).flatten(1)
+
+
+def _causal(query_BNSD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor) -> torch.Tensor:
+    grouped = query_BNSD.shape[1] != key_BGSD.shape[1]
+    return F.scaled_dot_product_attention(query_BNSD, key_BGSD, value_BGSD, is_causal=True, enable_gqa=grouped)

@@ -1,0 +1,57 @@
+"""Builds the model chunks of one pipeline stage."""
+
+from __future__ import annotations
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+import torch
+
+from megatron_synE.config.model import LlamaArchitecture, ModelConfig
+from megatron_synE.config.parallel import ParallelConfig
+from megatron_synE.config.precision import PrecisionConfig
+from megatron_synE.model.layer_specs import block_spec
+from megatron_synE.model.rope import inverse_frequencies
+from megatron_synE.model.transformer_config import make_transformer_config, padded_vocab_size
+
+
+def build_model_chunks(
+    architecture: LlamaArchitecture,
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    *,
+    device: torch.device,
+) -> list[GPTModel]:
+    """This process's chunks: one, or virtual_pipeline_model_parallel_size of them, on `device`.
+
+    Needs megatron-core's process groups (`megatron_synE.runtime.initialize`).
+    """
+    config = make_transformer_config(architecture, model, parallel, precision, device=device)
+    stages = range(parallel.virtual_pipeline_model_parallel_size) if parallel.virtual_pipeline_model_parallel_size else (None,)
+    return [_build_chunk(architecture, model, parallel, config, vp_stage, device) for vp_stage in stages]
+
+
+def _build_chunk(
+    architecture: LlamaArchitecture,
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    config: TransformerConfig,
+    vp_stage: int | None,
+    device: torch.device,
+) -> GPTModel:
+    chunk = GPTModel(
+        config=config,
+        transformer_layer_spec=block_spec(config, model.transformer_impl, vp_stage),
+        vocab_size=padded_vocab_size(architecture.vocab_size, model, parallel),
+        max_sequence_length=architecture.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        parallel_output=True,
+        share_embeddings_and_output_weights=architecture.tie_word_embeddings,
+        position_embedding_type="rope",
+        rotary_base=architecture.rotary_base,
+        vp_stage=vp_stage,
+    ).to(device)
+    chunk.rotary_pos_emb.inv_freq = inverse_frequencies(architecture, device)
+    return chunk

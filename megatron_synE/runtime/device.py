@@ -1,0 +1,57 @@
+"""The device of this process, and what one asks of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from typing import Literal
+
+import torch
+
+
+def choose_device(wish: Literal["auto", "cuda", "cpu"], local_rank: int = 0) -> torch.device:
+    """The device for this process.
+
+    Raises:
+        ValueError: a GPU is asked for and none is there for this local rank.
+    """
+    if wish == "auto":
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
+    if wish == "cpu":
+        if torch.cuda.is_available():
+            raise ValueError("parallel.device: cpu on a machine with GPUs; hide them with CUDA_VISIBLE_DEVICES= (empty)")
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("parallel.device: cuda, but torch sees no GPU; use cpu or auto, or install torch for CUDA")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"parallel.device: local rank {local_rank} has no GPU, this machine has {torch.cuda.device_count()}; "
+            "start fewer processes per node"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0] if names else platform.processor() or 'CPU'} ({os.cpu_count()} cores)"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that this process has held: allocated on the GPU, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
