@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.transformer_config import TransformerConfig
 import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
 from megatron_synE.model.layer_specs import block_spec
+from megatron_synE.model.llama import LlamaModel
 from megatron_synE.model.rope import inverse_frequencies
 from megatron_synE.model.transformer_config import make_transformer_config, padded_vocab_size
 
@@ -22,13 +22,14 @@ def build_model_chunks(
     precision: PrecisionConfig,
     *,
     device: torch.device,
-) -> list[GPTModel]:
+) -> list[LlamaModel]:
     """This process's chunks: one, or virtual_pipeline_model_parallel_size of them, on `device`.
 
     Needs megatron-core's process groups (`megatron_synE.runtime.initialize`).
     """
     config = make_transformer_config(architecture, model, parallel, precision, device=device)
-    stages = range(parallel.virtual_pipeline_model_parallel_size) if parallel.virtual_pipeline_model_parallel_size else (None,)
+    virtual = parallel.virtual_pipeline_model_parallel_size
+    stages: list[int | None] = list(range(virtual)) if virtual else [None]
     return [_build_chunk(architecture, model, parallel, config, vp_stage, device) for vp_stage in stages]
 
 
@@ -39,8 +40,8 @@ def _build_chunk(
     config: TransformerConfig,
     vp_stage: int | None,
     device: torch.device,
-) -> GPTModel:
-    chunk = GPTModel(
+) -> LlamaModel:
+    chunk = LlamaModel(
         config=config,
         transformer_layer_spec=block_spec(config, model.transformer_impl, vp_stage),
         vocab_size=padded_vocab_size(architecture.vocab_size, model, parallel),
@@ -52,6 +53,7 @@ def _build_chunk(
         position_embedding_type="rope",
         rotary_base=architecture.rotary_base,
         vp_stage=vp_stage,
+        unpadded_vocab_size=architecture.vocab_size,
     ).to(device)
     chunk.rotary_pos_emb.inv_freq = inverse_frequencies(architecture, device)
     return chunk

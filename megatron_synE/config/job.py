@@ -1,0 +1,81 @@
+"""The whole job: every section, and the checks between sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megatron_synE.config.checkpoint import CheckpointConfig
+from megatron_synE.config.data import DataConfig
+from megatron_synE.config.model import LlamaArchitecture, ModelConfig
+from megatron_synE.config.optimizer import OptimizerConfig, ScheduleConfig
+from megatron_synE.config.parallel import ParallelConfig
+from megatron_synE.config.precision import PrecisionConfig
+from megatron_synE.config.training import EvaluationConfig, LoggingConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """One run of pretrain_llama3_synE.py."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which Llama."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Split over processes."""
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    """Number formats."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is read, in which order."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over the run."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Batches and length."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Held-out loss."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Save, resume, start from a Hugging Face model."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Where numbers go."""
+
+    def problems(self, world_size: int, base: LlamaArchitecture | None = None) -> list[str]:
+        """Every contradiction that shows without building anything, `base` being the HF model's architecture if any."""
+        found = []
+        for section in (self.model, self.parallel, self.precision, self.data, self.optimizer, self.schedule,
+                        self.training, self.evaluation, self.checkpoint, self.logging):  # fmt: skip
+            found += section.problems()
+        found += self._model_problems(base)
+        if self.parallel.model_parallel_size > 0:
+            found += self._batch_problems(world_size)
+        if self.precision.fp8 != "none" and self.model.transformer_impl != "transformer_engine":
+            found.append("precision.fp8: needs model.transformer_impl transformer_engine")
+        return found
+
+    def _model_problems(self, base: LlamaArchitecture | None) -> list[str]:
+        try:
+            architecture = self.model.architecture(base)
+        except ValueError as error:
+            return [str(error)]
+        found = architecture.problems() or self.parallel.problems_with(architecture, self.data.seq_length)
+        if self.data.seq_length > architecture.max_position_embeddings:
+            found.append(
+                f"data.seq_length: {self.data.seq_length} is longer than model.max_position_embeddings "
+                f"{architecture.max_position_embeddings}; shorten it, or raise the model's context on purpose"
+            )
+        return found
+
+    def _batch_problems(self, world_size: int) -> list[str]:
+        found = self.parallel.problems_with_world(world_size)
+        if found:
+            return found
+        data_parallel_size = world_size // self.parallel.model_parallel_size
+        found = self.training.problems_with_layout(data_parallel_size)
+        if not found and self.parallel.virtual_pipeline_model_parallel_size and self.training.micro_batch_size > 0:
+            num_microbatches = self.training.global_batch_size // (self.training.micro_batch_size * data_parallel_size)
+            if num_microbatches % self.parallel.pipeline_model_parallel_size:
+                found.append(
+                    f"training.global_batch_size: {num_microbatches} micro-batches per step are not a multiple of "
+                    f"parallel.pipeline_model_parallel_size {self.parallel.pipeline_model_parallel_size}, which the "
+                    "interleaved schedule needs; enlarge the global batch"
+                )
+        return found
