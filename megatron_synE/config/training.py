@@ -47,23 +47,18 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Loss on each component's held-out set."""
+    """Loss on each component's held-out set (data.heldout_fraction, data.heldout_samples)."""
 
     interval_steps: int | None = None
     """Steps between two evaluations; none evaluates at the end only."""
-    samples_per_component: int = 64
-    """At most this many held-out samples of each component."""
     at_end: bool = True
     """Evaluate after the last step."""
 
     def problems(self) -> list[str]:
         """Values outside their range."""
-        found = []
         if self.interval_steps is not None and self.interval_steps < 1:
-            found.append(f"evaluation.interval_steps: {self.interval_steps} is not positive; use 1 or more, or null")
-        if self.samples_per_component < 1:
-            found.append("evaluation.samples_per_component: not positive; use 1 or more")
-        return found
+            return [f"evaluation.interval_steps: {self.interval_steps} is not positive; use 1 or more, or null"]
+        return []
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ LITERAL_MODULES = (
     "megatron.core.pipeline_parallel.schedules",
     "megatron.core.rerun_state_machine",
     "megatron.core.tensor_parallel.data",
+    "megatron.core.utils",
 )
 
 _RNG_WARNING = "CPU RNG state changed within GPU RNG context"

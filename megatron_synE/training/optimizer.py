@@ -1,0 +1,78 @@
+"""megatron-core's data-parallel wrapper and optimizer around the model chunks."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.utils import get_model_config
+
+from megatron_synE.config.optimizer import OptimizerConfig
+from megatron_synE.config.parallel import ParallelConfig
+from megatron_synE.config.precision import PrecisionConfig
+
+
+def wrap_data_parallel(
+    model_chunks: list[torch.nn.Module], parallel: ParallelConfig, precision: PrecisionConfig
+) -> list[DistributedDataParallel]:
+    """Flat gradient buffers, reduced over the data-parallel processes; all start from the first one's weights."""
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=precision.grad_reduce_in_fp32,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        check_for_nan_in_grad=False,  # the step looks at the gradient norm, once, after the reduction
+    )
+    wrapped = [
+        DistributedDataParallel(
+            config=get_model_config(chunk),
+            ddp_config=ddp_config,
+            module=chunk,
+            # Later chunks' gradients arrive first; only the first chunk's reduction overlaps well in buckets.
+            disable_bucketing=number > 0,
+        )
+        for number, chunk in enumerate(model_chunks)
+    ]
+    for chunk in wrapped:
+        chunk.broadcast_params()
+    return wrapped
+
+
+def build_optimizer(
+    model_chunks: list[DistributedDataParallel], optimizer: OptimizerConfig, parallel: ParallelConfig,
+    precision: PrecisionConfig,
+) -> MegatronOptimizer:  # fmt: skip
+    """AdamW with fp32 main parameters; norms do not decay. Connects the chunks' gradient hooks to the schedules."""
+    bf16 = precision.dtype == "bf16"
+    config = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.lr,
+        min_lr=0.0,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.adam_beta1,
+        adam_beta2=optimizer.adam_beta2,
+        adam_eps=optimizer.adam_eps,
+        clip_grad=optimizer.clip_grad,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_param_gather=parallel.overlap_param_gather,
+    )
+    megatron_optimizer = get_megatron_optimizer(config, model_chunks)
+    model_config = get_model_config(model_chunks[0])
+    model_config.grad_scale_func = megatron_optimizer.scale_loss
+    model_config.finalize_model_grads_func = finalize_model_grads
+    if parallel.overlap_grad_reduce:
+        model_config.no_sync_func = _one_or_all([chunk.no_sync for chunk in model_chunks])
+    return megatron_optimizer
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:
+    """Give every parameter group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _one_or_all(functions: list) -> object:
+    return functions[0] if len(functions) == 1 else functions
