@@ -20,7 +20,7 @@ def exact(share: Share) -> Fraction:
     try:
         return Fraction(str(share).strip())
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{share!r} is not a number; write a decimal such as 0.14 or a quoted ratio such as '1/3'") from None
+        raise ValueError(f"{share!r} is not a number; write a decimal such as 0.14 or a ratio such as '1/3'") from None
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SourceConfig:
     prefix: str
     """Path of the corpus without `.bin`/`.idx`."""
     language: str = ""
-    """Language (or `synthetic`), for stages that give `language_shares` and for what replaces an exhausted component."""
+    """Language (or `synthetic`), for stages with `language_shares` and for what replaces an exhausted component."""
     order: Order = "shuffled"
     """Order of documents: as stored, shuffled by seed and epoch, or by the annotated perplexity."""
     unscored: Literal["first", "last", "drop", "error"] = "error"
@@ -104,7 +104,7 @@ class AdjustmentConfig:
         where = "data.adjustment"
         if self.strategy == "topic_perplexity":
             if self.interval_tokens <= 0:
-                found.append(f"{where}.interval_tokens: {self.interval_tokens} is not positive; give the tokens between measurements")
+                found.append(f"{where}.interval_tokens: {self.interval_tokens}; give the tokens between measurements")
             if self.alpha < 0:
                 found.append(f"{where}.alpha: {self.alpha} is negative; use 0 to 1")
             for topic, weight in {"(default)": 1.0, **self.topic_weights}.items():
@@ -116,7 +116,7 @@ class AdjustmentConfig:
             if not 0 <= self.floor <= self.cap <= 1:
                 found.append(f"{where}.floor, cap: {self.floor} and {self.cap} are not 0 ≤ floor ≤ cap ≤ 1")
         if (self.strategy == "schedule") != bool(self.schedule):
-            found.append(f"{where}.schedule: strategy is {self.strategy} with {len(self.schedule)} points; give both or neither")
+            found.append(f"{where}.schedule: {len(self.schedule)} points with {self.strategy}; give both or neither")
         points = [point.at_tokens for point in self.schedule]
         if points != sorted(set(points)) or any(point < 0 for point in points):
             found.append(f"{where}.schedule: at_tokens are {points}; write each once, ascending, not negative")
@@ -173,14 +173,16 @@ class DataConfig:
         if not self.stages:
             found.append("data.stages: no stage; give at least one with a budget in tokens")
         names = [stage.name for stage in self.stages]
-        found += [f"data.stages: two stages are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        found += [f"data.stages: two stages are called {name!r}; rename one" for name in twice]
         for stage in self.stages:
             found += self._stage_problems(stage)
         found += self.adjustment.problems()
         for number, point in enumerate(self.adjustment.schedule):
             found += self._topic_owners(f"data.adjustment.schedule[{number}].topic_shares", point.topic_shares)
-        if self.adjustment.strategy != "static" and not any(source.topics for source in self.sources.values()):
-            found.append(f"data.adjustment.strategy: {self.adjustment.strategy} moves topics, but no source has `topics: true`")
+        strategy = self.adjustment.strategy
+        if strategy != "static" and not any(source.topics for source in self.sources.values()):
+            found.append(f"data.adjustment.strategy: {strategy} moves topics, but no source has `topics: true`")
         return found
 
     def stage_weights(self, stage: StageConfig) -> dict[str, Fraction]:
@@ -219,7 +221,7 @@ class DataConfig:
     def _stage_problems(self, stage: StageConfig) -> list[str]:
         where, found = f"data.stages.{stage.name}", []
         if stage.tokens < self.seq_length:
-            found.append(f"{where}.tokens: {stage.tokens} is less than one sample of {self.seq_length} tokens; raise it")
+            found.append(f"{where}.tokens: {stage.tokens} is less than a sample of {self.seq_length} tokens; raise it")
         if (stage.weights is None) == (stage.language_shares is None):
             found.append(f"{where}: give exactly one of weights and language_shares")
         if stage.weights is not None:
@@ -231,9 +233,8 @@ class DataConfig:
         if stage.language_shares is not None:
             found += share_problems(f"{where}.language_shares", stage.language_shares)
             known = {**self.source_shares, **stage.source_shares}
-            for language in stage.language_shares:
-                if language not in known:
-                    found.append(f"{where}.language_shares: no source_shares for {language!r}; add them ({', '.join(known)})")
+            unknown = [language for language in stage.language_shares if language not in known]
+            found += [f"{where}.language_shares: no data.source_shares.{language}; add it" for language in unknown]
         for name in stage.orders:
             if name not in self.sources:
                 found.append(f"{where}.orders: unknown source {name!r}; sources are {', '.join(self.sources)}")
@@ -275,7 +276,7 @@ def share_problems(where: str, shares: dict[str, Share]) -> list[str]:
             found.append(f"{where}.{name}: {share} is negative; use 0 or more")
         total += value
     if not found and total != 1:
-        found.append(f"{where}: the shares sum to {float(total):.9g} ({total}), not 1; correct them, or write ratios such as '1/3'")
+        found.append(f"{where}: the shares sum to {float(total):.9g}, not 1; correct them, or write ratios like '1/3'")
     return found
 
 

@@ -1,0 +1,73 @@
+"""From samples to arrays for the model.
+
+Legend: B samples, S tokens in a sample, D documents in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples of S tokens; with isolated documents the four arrays are packed to [1, B·S]."""
+
+    tokens_BS: np.ndarray
+    """int64 token ids."""
+    labels_BS: np.ndarray
+    """int64 the token after each."""
+    loss_mask_BS: np.ndarray
+    """float32 1 where the prediction of the label counts, else 0."""
+    position_ids_BS: np.ndarray
+    """int64 positions; they restart at each document when documents are isolated."""
+    component_B: np.ndarray
+    """int32[B] index into the stream's component names."""
+    cu_seqlens: np.ndarray | None
+    """int32[D+1] starts of the isolated documents and B·S; a sample's border is always a document's. None otherwise."""
+
+
+def assemble(
+    rows: np.ndarray,
+    starts: Sequence[Sequence[int]],
+    component_B: np.ndarray,
+    *,
+    isolate_documents: bool,
+    eod_mask_loss: bool,
+    valid_tokens: Sequence[int] | None = None,
+) -> Batch:
+    """A batch from tokens that were read.
+
+    Args:
+        rows: int64[B, S+1] tokens of each sample and the label of its last.
+        starts: per sample, ascending places in its row where a document starts.
+        valid_tokens: per sample, how many of the row's tokens are real; the rest is padding. None: all.
+    """
+    batch_size, seq_length = rows.shape[0], rows.shape[1] - 1
+    loss_mask_BS = np.ones((batch_size, seq_length), np.float32)
+    for row, valid in enumerate(valid_tokens or ()):
+        loss_mask_BS[row, max(0, valid - 1) :] = 0
+    if isolate_documents or eod_mask_loss:
+        for row, places in enumerate(starts):
+            # The prediction of a document's first token would be made from the document before it.
+            loss_mask_BS[row, [place - 1 for place in places if place > 0]] = 0
+    tokens_BS, labels_BS = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+    if not isolate_documents:
+        position_ids_BS = np.tile(np.arange(seq_length, dtype=np.int64), (batch_size, 1))
+        return Batch(tokens_BS, labels_BS, loss_mask_BS, position_ids_BS, component_B, None)
+    packed_starts: list[int] = []
+    for row, places in enumerate(starts):
+        packed_starts.append(row * seq_length)
+        packed_starts += [row * seq_length + place for place in places if 0 < place < seq_length]
+    cu_seqlens = np.array([*packed_starts, batch_size * seq_length], np.int32)
+    positions = np.arange(batch_size * seq_length) - np.repeat(cu_seqlens[:-1].astype(np.int64), np.diff(cu_seqlens))
+    return Batch(
+        tokens_BS.reshape(1, -1),
+        labels_BS.reshape(1, -1),
+        loss_mask_BS.reshape(1, -1),
+        positions.reshape(1, -1),
+        component_B,
+        cu_seqlens,
+    )

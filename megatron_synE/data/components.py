@@ -1,0 +1,240 @@
+"""Components: the documents of a source (or of one of its topics) in curriculum order, packed end to end.
+
+A component is an endless run of tokens: epoch 0 of its documents, then epoch 1 in its own order, and so on. With T
+tokens an epoch and L tokens a sample, sample j is tokens [j·L, (j+1)·L + 1): the last one is only a label and is the
+first of the next sample, so that every token of an epoch is read once. No array has an entry per sample: an epoch is
+the order of its documents and their cumulative lengths, and a sample is a binary search in them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_synE.config.data import Order, SourceConfig
+from megatron_synE.corpus.annotations import NO_LABEL, Annotations
+from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.data import native
+from megatron_synE.data.cache import Arrays, IndexCache, digest
+from megatron_synE.data.curriculum import arrange, has_score, sort_keys
+
+EPOCHS_KEPT = 3
+
+Chain = tuple[tuple[Order, int], ...]
+"""Orders of a component: each with the component's token from which on it holds. The first holds from token 0."""
+
+
+@dataclass(frozen=True)
+class DocumentRun:
+    """Documents of one corpus packed end to end."""
+
+    corpus: IndexedCorpus
+    order: np.ndarray
+    """int32[P] document at each place."""
+    ends: np.ndarray
+    """int64[P+1] place i is tokens [ends[i], ends[i+1])."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all places."""
+        return int(self.ends[-1])
+
+    def read(self, offset: int, out: np.ndarray) -> np.ndarray:
+        """Copy len(out) tokens from `offset` on into out int64[N]; returns where documents start in it, int32[·]."""
+        corpus = self.corpus
+        return native.gather(
+            corpus.tokens, corpus.sequence_offsets, corpus.document_boundaries, self.order, self.ends, offset, out
+        )
+
+    def places(self, first_token: int, end_token: int) -> slice:
+        """The places that hold tokens [first_token, end_token)."""
+        if end_token <= first_token:
+            return slice(0, 0)
+        first = int(np.searchsorted(self.ends, first_token, side="right")) - 1
+        return slice(first, int(np.searchsorted(self.ends, end_token, side="left")))
+
+
+class Source:
+    """A corpus with its annotations, and the split of its documents into training and held-out."""
+
+    def __init__(self, name: str, config: SourceConfig, heldout_fraction: float, cache: IndexCache) -> None:
+        self.name, self.config, self.cache = name, config, cache
+        self.heldout_fraction = heldout_fraction
+        self.corpus = IndexedCorpus(config.prefix)
+
+    @functools.cached_property
+    def annotations(self) -> Annotations:
+        """Annotations beside the corpus; reading one raises ValueError when it is missing or of other content."""
+        return Annotations(self.config.prefix, self.corpus)
+
+    @functools.cached_property
+    def topic_names(self) -> list[str]:
+        """Labels of the topic annotation."""
+        return list(self.annotations.topic_names)
+
+    @functools.cached_property
+    def topics(self) -> np.ndarray:
+        """int16[D] topic of each document, unlabelled ones put where the config says."""
+        topics = np.asarray(self.annotations.get("topic"))
+        if self.config.unlabelled_topic is not None:
+            fallback = self.topic_names.index(self.config.unlabelled_topic)
+            topics = np.where(topics == NO_LABEL, np.int16(fallback), topics)
+        return topics
+
+    @functools.cached_property
+    def perplexity(self) -> np.ndarray:
+        """float32[D] perplexity of each document."""
+        return np.asarray(self.annotations.get("perplexity"))
+
+    @functools.cached_property
+    def topics_digest(self) -> str:
+        """Identifies the content of the topic annotation."""
+        return digest([self.topic_names, digest_array(self.topics)])
+
+    @functools.cached_property
+    def perplexity_digest(self) -> str:
+        """Identifies the content of the perplexity annotation."""
+        return digest_array(self.perplexity)
+
+    def hashes(self) -> np.ndarray:
+        """uint64[D] content hash of each document."""
+        key = {"kind": "hashes", "version": 1, "corpus": self.corpus.fingerprint}
+        return self.cache.get(key, self._hash_documents)["hashes"]
+
+    def documents(self, topic: str | None, heldout: bool) -> np.ndarray:
+        """int32[N] numbers of the documents that are not empty, of one topic, in one part of the split."""
+        chosen = (self.hashes() < np.uint64(int(self.heldout_fraction * 2**64))) == heldout
+        chosen &= self.corpus.document_lengths() > 0
+        if self.config.unscored == "drop":
+            chosen &= has_score(self.perplexity)
+        if topic is not None:
+            chosen &= self.topics == self.topic_names.index(topic)
+        return np.flatnonzero(chosen).astype(np.int32)
+
+    def identity(self, topic: str | None) -> dict[str, Any]:
+        """What determines the documents of a component, as JSON."""
+        return {
+            "corpus": self.corpus.fingerprint,
+            "heldout_fraction": self.heldout_fraction,
+            "topic": None if topic is None else [topic, self.topics_digest],
+            "dropped": self.perplexity_digest if self.config.unscored == "drop" else None,
+        }
+
+    def _hash_documents(self) -> Arrays:
+        starts = np.concatenate([[0], np.cumsum(self.corpus.document_lengths())])
+        return {"hashes": native.hash_documents(self.corpus.tokens, starts)}
+
+
+class Component:
+    """One source, or one topic of it, read in one order after another.
+
+    Args: order: the order from its first sample on; `chain` may be replaced once the plan is known.
+    """
+
+    def __init__(self, source: Source, topic: str | None, order: Order, seq_length: int, seed: int) -> None:
+        self.source, self.topic = source, topic
+        self.name = source.name if topic is None else f"{source.name}/{topic}"
+        self.seq_length, self.seed = seq_length, seed
+        self.identity = digest(source.identity(topic))
+        self.chain: Chain = ((order, 0),)
+        self._epochs: OrderedDict[tuple[int, Chain], DocumentRun] = OrderedDict()
+        first = self.epoch(0)
+        self.num_tokens, self.num_documents = first.num_tokens, len(first.order)
+
+    def capacity(self) -> int | None:
+        """Samples that `max_epochs` allows; None without a cap."""
+        cap = self.source.config.max_epochs
+        return None if cap is None else max(0, (int(cap * self.num_tokens) - 1) // self.seq_length)
+
+    def epoch(self, number: int, at_token: int | None = None) -> DocumentRun:
+        """Epoch `number`, under the orders that hold when token `at_token` is read (None: all of the chain)."""
+        chain = self.chain if len(self.chain) == 1 else self._chain_of_epoch(number, at_token)
+        found = self._epochs.pop((number, chain), None) or self._open_epoch(number, chain)
+        self._epochs[number, chain] = found
+        if len(self._epochs) > EPOCHS_KEPT:
+            self._epochs.popitem(last=False)
+        return found
+
+    def read(self, sample: int, out: np.ndarray) -> list[int]:
+        """Copy the tokens of a sample into out int64[L+1]; returns where documents start in it, ascending."""
+        at, filled, starts = sample * self.seq_length, 0, []
+        while filled < len(out):
+            number, offset = divmod(at + filled, self.num_tokens)
+            length = min(len(out) - filled, self.num_tokens - offset)
+            run = self.epoch(number, at)
+            starts += [filled + int(start) for start in run.read(offset, out[filled : filled + length])]
+            filled += length
+        return starts
+
+    def heldout(self) -> DocumentRun:
+        """The held-out documents by ascending content hash: a corpus that grows only inserts into this order."""
+        key = {"kind": "heldout", "version": 1, **self.source.identity(self.topic)}
+
+        def build() -> Arrays:
+            documents = self.source.documents(self.topic, heldout=True)
+            return packed(self.source, arrange(documents, self.source.hashes()[documents]))
+
+        return DocumentRun(self.source.corpus, **self.source.cache.get(key, build))
+
+    def _chain_of_epoch(self, number: int, at_token: int | None) -> Chain:
+        """The order at the epoch's start, and the changes inside it with their token counted from there.
+
+        A change at the epoch's very first token counts as inside: that token was read already, as a label.
+        """
+        start, (base, _) = number * self.num_tokens, self.chain[0]
+        changes: list[tuple[Order, int]] = []
+        for order, token in self.chain[1:]:
+            if at_token is not None and token > at_token:
+                break
+            if token < start:
+                base = order
+            elif token < start + self.num_tokens:
+                changes.append((order, token - start))
+        return ((base, 0), *changes)
+
+    def _open_epoch(self, number: int, chain: Chain) -> DocumentRun:
+        orders = {order for order, _ in chain}
+        key: dict[str, Any] = {"kind": "order", "version": 1, **self.source.identity(self.topic)}
+        key["chain"] = [list(change) for change in chain]
+        if "shuffled" in orders:
+            key["shuffle"] = [self.seed, self.name, number]
+        if orders & {"perplexity_ascending", "perplexity_descending"}:
+            key["perplexity"] = [self.source.perplexity_digest, self.source.config.unscored]
+
+        def build() -> Arrays:
+            order = self.source.documents(self.topic, heldout=False)
+            order = arrange(order, self._keys(chain[0][0], order, number))
+            for kind, token in chain[1:]:
+                # What starts up to the change stays: at least its first token was read, as a label.
+                kept = int(np.searchsorted(cumulative(self.source, order)[:-1], token, side="right"))
+                rest = np.sort(order[kept:])
+                order = np.concatenate([order[:kept], arrange(rest, self._keys(kind, rest, number))])
+            return packed(self.source, order)
+
+        return DocumentRun(self.source.corpus, **self.source.cache.get(key, build))
+
+    def _keys(self, order: Order, documents: np.ndarray, epoch: int) -> np.ndarray:
+        perplexity = self.source.perplexity if order.startswith("perplexity") else None
+        return sort_keys(order, documents, perplexity, self.source.config.unscored, self.seed, self.name, epoch)
+
+
+def cumulative(source: Source, order: np.ndarray) -> np.ndarray:
+    """int64[P+1] cumulative lengths in tokens of documents int32[P]."""
+    ends = np.zeros(len(order) + 1, np.int64)
+    np.cumsum(source.corpus.document_lengths()[order], out=ends[1:])
+    return ends
+
+
+def packed(source: Source, order: np.ndarray) -> Arrays:
+    """The arrays of a DocumentRun."""
+    return {"order": order.astype(np.int32), "ends": cumulative(source, order)}
+
+
+def digest_array(array: np.ndarray) -> str:
+    """Identifies the content of an array."""
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()

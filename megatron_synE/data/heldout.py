@@ -1,0 +1,59 @@
+"""Held-out samples of a component: what its perplexity is measured on, and what never trains.
+
+A document is held out when its content hash is below the held-out fraction of 2^64, wherever and whenever it stands in
+a corpus: appending documents moves none from one side to the other, and copies of it in other sources that are split
+by the same fraction are held out as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_synE.data.batches import Batch, assemble
+from megatron_synE.data.components import DocumentRun
+
+PADDING_TOKEN = 0
+
+
+class HeldoutSet:
+    """Samples packed from a component's held-out documents by ascending content hash; the last one is padded."""
+
+    def __init__(
+        self,
+        documents: DocumentRun,
+        component: int,
+        seq_length: int,
+        max_samples: int,
+        isolate_documents: bool,
+        eod_mask_loss: bool,
+    ) -> None:
+        self.documents, self.component, self.seq_length = documents, component, seq_length
+        self.isolate_documents, self.eod_mask_loss = isolate_documents, eod_mask_loss
+        # A token that is first in the set is never a label: T tokens give T - 1 predictions.
+        self._num_samples = min(max_samples, max(0, -(-(documents.num_tokens - 1) // seq_length)))
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Samples `indices`, each below len(self); padding has token 0 and loss mask 0. IndexError outside."""
+        rows = np.full((len(indices), self.seq_length + 1), PADDING_TOKEN, np.int64)
+        starts, valid_tokens = [], []
+        for row, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"held-out sample {index} of {len(self)}")
+            offset = int(index) * self.seq_length
+            valid = min(self.seq_length + 1, self.documents.num_tokens - offset)
+            places = [int(place) for place in self.documents.read(offset, rows[row, :valid])]
+            starts.append(places if valid == rows.shape[1] else [*places, valid])
+            valid_tokens.append(valid)
+        return assemble(
+            rows,
+            starts,
+            np.full(len(indices), self.component, np.int32),
+            isolate_documents=self.isolate_documents,
+            eod_mask_loss=self.eod_mask_loss,
+            valid_tokens=valid_tokens,
+        )

@@ -1,0 +1,179 @@
+"""What can only be found wrong by opening the files: all of it, in one list, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from megatron_synE.config.data import DataConfig, Share, SourceConfig, exact
+from megatron_synE.corpus.annotations import NO_LABEL
+from megatron_synE.data.cache import IndexCache
+from megatron_synE.data.components import Component, Source
+from megatron_synE.data.curriculum import has_score
+from megatron_synE.data.plan import make_stages
+from megatron_synE.data.stream import DataStream, cache_folder
+
+SHOWN = 5
+
+
+def preflight(config: DataConfig) -> list[str]:
+    """Problems of the corpora and annotations, as `file or field: what is wrong; fix`. Call it after `problems()`.
+
+    Builds missing indices, so that the run does not have to. Opens every file, even where an earlier one is bad.
+    """
+    found: list[str] = []
+    components: dict[str, list[Component]] = {}
+    for name, source_config in config.sources.items():
+        try:
+            cache = IndexCache(cache_folder(config, source_config))
+            source = Source(name, source_config, config.heldout_fraction_of(name), cache)
+            problems = source_problems(config, source)
+            if not problems:
+                components[name] = source_components(config, source)
+                problems = length_problems(config, components[name])
+            found += problems
+        except ValueError as error:
+            found.append(f"data.sources.{name}: {error}")
+    if not found:
+        found += share_problems(config, components) + exhaustion_problems(config)
+    return found
+
+
+def source_components(config: DataConfig, source: Source) -> list[Component]:
+    """The components of a source, those without documents included."""
+    topics: Sequence[str | None] = source.topic_names if source.config.topics else [None]
+    return [Component(source, topic, source.config.order, config.seq_length, config.seed) for topic in topics]
+
+
+def source_problems(config: DataConfig, source: Source) -> list[str]:
+    """Annotations that the config needs and the corpus lacks, or whose values are unusable."""
+    name, found = source.name, []
+    orders = {source.config.order, *(stage.orders[name] for stage in config.stages if name in stage.orders)}
+    if any(order.startswith("perplexity") for order in orders):
+        found += perplexity_problems(source)
+    if source.config.topics:
+        found += topic_problems(source)
+    return found
+
+
+def perplexity_problems(source: Source) -> list[str]:
+    """Infinite or missing perplexities; opening the annotation has refused NaN."""
+    where, found = f"{source.config.prefix}: annotation perplexity", []
+    infinite, missing = np.isinf(source.perplexity), ~has_score(source.perplexity)
+    if infinite.any():
+        found.append(f"{where}: infinite for {infinite.sum()} documents ({listed(infinite)}); score them again")
+    if missing.any() and source.config.unscored == "error":
+        found.append(
+            f"{where}: {missing.sum()} documents have none ({listed(missing)}); score them, or set "
+            f"data.sources.{source.name}.unscored to first, last or drop"
+        )
+    return found
+
+
+def topic_problems(source: Source) -> list[str]:
+    """Documents without a label, and topics in the config that the annotation does not name."""
+    prefix, config, names = source.config.prefix, source.config, source.topic_names
+    where, found = f"data.sources.{source.name}", []
+    if config.unlabelled_topic is not None and config.unlabelled_topic not in names:
+        return unknown_topics(f"{where}.unlabelled_topic", {config.unlabelled_topic: 1}, names)
+    unlabelled = source.topics == NO_LABEL
+    if unlabelled.any():
+        found.append(
+            f"{prefix}: annotation topic: {unlabelled.sum()} documents have none ({listed(unlabelled)}); label them, "
+            f"or set {where}.unlabelled_topic"
+        )
+    if isinstance(config.topic_shares, dict):
+        found += unknown_topics(f"{where}.topic_shares", config.topic_shares, names)
+    return found
+
+
+def length_problems(config: DataConfig, components: Sequence[Component]) -> list[str]:
+    """Components that hold documents but not one sample, and topics that should be measured and cannot."""
+    found = []
+    for component in components:
+        source, tokens = component.source, component.num_tokens
+        what = f"{source.config.prefix}" + (f": topic {component.topic!r}" if component.topic else "")
+        if tokens <= config.seq_length and (tokens or component.topic is None):
+            found.append(
+                f"{what}: {tokens} tokens to train on, less than one sample of {config.seq_length} + 1; add documents"
+                + (", merge the topic into another," if component.topic else "")
+                + " or lower data.seq_length"
+            )
+        measured = tokens > 0 and component.topic and config.adjustment.strategy == "topic_perplexity"
+        if measured and component.heldout().num_tokens < 2:
+            found.append(
+                f"{what}: no held-out document beside {component.num_documents} to measure its perplexity on; raise "
+                f"data.sources.{source.name}.heldout_fraction"
+            )
+    return found
+
+
+def share_problems(config: DataConfig, components: Mapping[str, Sequence[Component]]) -> list[str]:
+    """Topic shares, of the config, its stages and its schedule, that do not fit the topics that have documents."""
+    found = []
+    for name, source in config.sources.items():
+        if source.topics:
+            found += initial_share_problems(f"data.sources.{name}.topic_shares", source, components[name])
+    settings = [(f"data.stages.{stage.name}.topic_shares", stage.topic_shares) for stage in config.stages]
+    for number, point in enumerate(config.adjustment.schedule):
+        settings.append((f"data.adjustment.schedule[{number}].topic_shares", point.topic_shares))
+    for where, by_source in settings:
+        for name, shares in by_source.items():
+            found += empty_topics(f"{where}.{name}", shares, components[name])
+            found += unknown_topics(f"{where}.{name}", shares, components[name][0].source.topic_names)
+    return found
+
+
+def initial_share_problems(where: str, source: SourceConfig, components: Sequence[Component]) -> list[str]:
+    """Shares given to topics without documents, and documents of topics without a share."""
+    if source.topic_shares == "natural":
+        return []
+    if source.topic_shares == "uniform":
+        empty = [component.topic for component in components if not component.num_tokens]
+        if not empty:
+            return []
+        return [f"{where}: uniform, but {source.prefix} has no document of {', '.join(map(str, empty))}; give shares"]
+    found = empty_topics(where, source.topic_shares, components)
+    for component in components:
+        if component.num_tokens and component.topic not in source.topic_shares:
+            found.append(f"{where}: no share for {component.topic!r}, which {source.prefix} has; add it or 0")
+    return found
+
+
+def empty_topics(where: str, shares: Mapping[str, Share], components: Sequence[Component]) -> list[str]:
+    """Positive shares of topics without documents."""
+    return [
+        f"{where}.{c.topic}: share {shares[c.topic]}, but {c.source.config.prefix} has no document of it; use 0"
+        for c in components
+        if c.topic is not None and not c.num_tokens and exact(shares.get(c.topic, 0)) > 0
+    ]
+
+
+def unknown_topics(where: str, shares: Mapping[str, Share], names: Sequence[str]) -> list[str]:
+    """Topics that no annotation names."""
+    return [f"{where}: unknown topic {name!r}; topics are {', '.join(names)}" for name in shares if name not in names]
+
+
+def exhaustion_problems(config: DataConfig) -> list[str]:
+    """Components that the plan, as known now, drives past their max_epochs."""
+    stream = DataStream.build(config)
+    found = []
+    for stage in make_stages(config):
+        cursors = stream.timeline.cursors(stage.end)
+        for component, cursor in zip(stream.components, cursors, strict=True):
+            capacity = component.capacity()
+            if capacity is not None and cursor > capacity:
+                epochs = cursor * config.seq_length / component.num_tokens
+                found.append(
+                    f"data.sources.{component.source.name}.max_epochs: {component.source.config.max_epochs}, but "
+                    f"{component.name} is read {epochs:.2f} times by the end of stage {stage.name}; raise it, lower "
+                    "its weight, or set data.exhausted to reweight"
+                )
+    return found
+
+
+def listed(chosen: np.ndarray) -> str:
+    """The first document numbers where a mask is set."""
+    numbers = np.flatnonzero(chosen)
+    return "document " + ", ".join(map(str, numbers[:SHOWN])) + (" …" if len(numbers) > SHOWN else "")

@@ -1,0 +1,114 @@
+"""The timeline: ranges of global sample numbers with constant weights, and where each component stands at each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from megatron_synE.config.data import Order
+from megatron_synE.data.mixture import PeriodTables
+from megatron_synE.data.strategies import TopicShares
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A range of samples with constant weights; it ends where the next one starts."""
+
+    start: int
+    """First global sample."""
+    stage: str
+    """Name of the stage it belongs to."""
+    numerators: tuple[int, ...]
+    """[C] samples of each component in one period."""
+    cursors: tuple[int, ...]
+    """[C] first sample of each component that is read in this segment or later."""
+    topic_shares: TopicShares
+    """Shares of the topics in force; what an adjustment starts from, also where the source has no weight now."""
+    orders: Mapping[str, Order]
+    """Order of each source's documents; a component re-orders what it has not read where this changes."""
+    reason: str
+    """Why it begins: `stage`, `adjustment`, `schedule`, `exhausted` or `config`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The segment as JSON; rationals as `a/b`."""
+        return {
+            "start": self.start,
+            "stage": self.stage,
+            "numerators": list(self.numerators),
+            "cursors": list(self.cursors),
+            "topic_shares": {
+                source: {topic: str(share) for topic, share in shares.items()}
+                for source, shares in self.topic_shares.items()
+            },
+            "orders": dict(self.orders),
+            "reason": self.reason,
+        }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Segment:
+        """Inverse of `to_json`."""
+        return Segment(
+            start=int(content["start"]),
+            stage=str(content["stage"]),
+            numerators=tuple(int(n) for n in content["numerators"]),
+            cursors=tuple(int(n) for n in content["cursors"]),
+            topic_shares={
+                source: {topic: Fraction(share) for topic, share in shares.items()}
+                for source, shares in content["topic_shares"].items()
+            },
+            orders=dict(content["orders"]),
+            reason=str(content["reason"]),
+        )
+
+
+class Timeline:
+    """Segments in order, from sample 0 to `num_samples`."""
+
+    def __init__(self, segments: Sequence[Segment], num_samples: int, tables: PeriodTables) -> None:
+        self.segments = list(segments)
+        self.num_samples, self.tables = num_samples, tables
+        self._starts = np.array([segment.start for segment in segments], np.int64)
+        assert self._starts[0] == 0 and (np.diff(self._starts) > 0).all(), "segments must ascend from sample 0"
+
+    def number_at(self, sample: int) -> int:
+        """Number of the segment in force at a sample; the last one's for the end of the run."""
+        return int(np.searchsorted(self._starts, sample, side="right")) - 1
+
+    def at(self, sample: int) -> Segment:
+        """The segment in force at a sample."""
+        return self.segments[self.number_at(sample)]
+
+    def end_of(self, number: int) -> int:
+        """First sample after segment `number`."""
+        return self.segments[number + 1].start if number + 1 < len(self.segments) else self.num_samples
+
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Component int32[K] and sample in it int64[K] of global samples int64[K], in any order."""
+        samples = np.ascontiguousarray(samples, np.int64)
+        if samples.size == 0:
+            return np.empty(0, np.int32), np.empty(0, np.int64)
+        if samples.min() < 0 or samples.max() >= self.num_samples:
+            raise IndexError(f"samples {samples.min()} to {samples.max()} leave the stream of {self.num_samples}")
+        first, last = self.number_at(int(samples.min())), self.number_at(int(samples.max()))
+        if first == last:
+            return self._locate_within(first, samples)
+        component, index = np.empty(len(samples), np.int32), np.empty(len(samples), np.int64)
+        numbers = np.searchsorted(self._starts, samples, side="right") - 1
+        for number in np.unique(numbers):
+            here = numbers == number
+            component[here], index[here] = self._locate_within(int(number), samples[here])
+        return component, index
+
+    def cursors(self, sample: int) -> np.ndarray:
+        """int64[C]: samples of each component before global sample `sample`."""
+        segment = self.at(sample)
+        counts = self.tables.get(segment.numerators).counts(sample - segment.start)
+        return np.array(segment.cursors, np.int64) + counts
+
+    def _locate_within(self, number: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        segment = self.segments[number]
+        return self.tables.get(segment.numerators).locate(samples - segment.start, np.array(segment.cursors, np.int64))

@@ -1,0 +1,295 @@
+"""The stream: global sample number → tokens, the same for every parallel layout, described by a small state.
+
+Legend: B samples, S tokens in a sample, K sample numbers, C components.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_synE.config.data import DataConfig, Order, SourceConfig, exact
+from megatron_synE.data.batches import Batch, assemble
+from megatron_synE.data.cache import IndexCache
+from megatron_synE.data.components import Chain, Component, Source
+from megatron_synE.data.heldout import HeldoutSet
+from megatron_synE.data.mixture import PeriodTables
+from megatron_synE.data.plan import Planner, Slot
+from megatron_synE.data.segments import Segment, Timeline
+from megatron_synE.data.state import Decision, StreamState
+from megatron_synE.data.strategies import TopicShares, make_strategy
+
+DEFAULT_CACHE_FOLDER = ".index_cache"
+
+
+class DataStream:
+    """Everything that is read in a run. Build it with `DataStream.build`."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        components: Sequence[Component],
+        planner: Planner,
+        timeline: Timeline,
+        decisions: Sequence[Decision],
+    ) -> None:
+        self.config, self.components, self.planner = config, list(components), planner
+        self.component_names = [component.name for component in components]
+        self.seq_length = config.seq_length
+        self.strategy = make_strategy(config.adjustment)
+        self.decisions = list(decisions)
+        limits = [slot.capacity for slot in planner.slots]
+        self._capacities = np.array([np.iinfo(np.int64).max if limit is None else limit for limit in limits])
+        self._follow(timeline)
+
+    @classmethod
+    def build(
+        cls,
+        config: DataConfig,
+        *,
+        state: Mapping[str, Any] | None = None,
+        cache_builder: bool = True,
+        at_sample: int | None = None,
+    ) -> DataStream:
+        """Open the corpora, build missing indices and plan the run.
+
+        Args:
+            state: `state_dict` of a checkpoint, as parsed from JSON. What it says of samples before `at_sample` holds;
+                where the config plans the rest differently, the new plan begins there.
+            cache_builder: whether this process builds missing index caches at once; the others wait for it first.
+            at_sample: samples consumed so far; needed only where the plan differs and the state does not say it.
+        Raises: ValueError naming file and field for unusable corpora, annotations or states.
+        """
+        components = open_components(config, cache_builder)
+        slots = [
+            Slot(c.source.name, c.topic, c.source.config.language, c.capacity()) for c in components
+        ]
+        tables = PeriodTables()
+        planner = Planner(config, slots, {}, tables)
+        planner.initial_topic_shares = initial_topic_shares(components, planner)
+        if state is None:
+            segments = planner.plan(0, np.zeros(len(slots), np.int64), planner.initial_topic_shares, "stage")
+            return cls(config, components, planner, Timeline(segments, planner.num_samples, tables), [])
+        recorded = StreamState.from_json(state)
+        recorded.check_against(config.seq_length, config.seed, components)
+        timeline = Timeline(recorded.segments_for(components), recorded.num_samples, tables)
+        stream = cls(config, components, planner, timeline, recorded.decisions)
+        if recorded.plan != planner.describe():
+            at_sample = recorded.sample if at_sample is None else at_sample
+            if at_sample is None:
+                raise ValueError("data.stages: the plan is not the checkpoint's; tell the samples consumed so far")
+            stream._replan(at_sample, {**planner.initial_topic_shares, **timeline.at(at_sample).topic_shares}, "config")
+        return stream
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all stages."""
+        return self.timeline.num_samples
+
+    def locate(self, sample_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Component int32[K] and sample in it int64[K] of global samples int64[K], in any order.
+
+        Raises: IndexError outside the stream; ValueError where a component would exceed its max_epochs.
+        """
+        component, index = self.timeline.locate(sample_numbers)
+        spent = index >= self._capacities[component]
+        if spent.any():
+            raise ValueError(self._exhausted_message(component[spent][0], sample_numbers[int(np.argmax(spent))]))
+        return component, index
+
+    def batch(self, sample_numbers: Sequence[int] | np.ndarray) -> Batch:
+        """The samples with these global numbers."""
+        component_B, index_B = self.locate(np.asarray(sample_numbers, np.int64))
+        rows = np.empty((len(component_B), self.seq_length + 1), np.int64)
+        starts = [
+            self.components[component].read(index, rows[row])
+            for row, (component, index) in enumerate(zip(component_B.tolist(), index_B.tolist(), strict=True))
+        ]
+        return assemble(
+            rows,
+            starts,
+            component_B,
+            isolate_documents=self.config.isolate_documents,
+            eod_mask_loss=self.config.eod_mask_loss,
+        )
+
+    def shares(self, sample: int) -> dict[str, float]:
+        """Component → share in the segment in force at a sample."""
+        numerators = self.timeline.at(sample).numerators
+        return {name: count / sum(numerators) for name, count in zip(self.component_names, numerators, strict=True)}
+
+    def heldout(self) -> dict[str, HeldoutSet]:
+        """Component → its held-out samples; a set may be empty."""
+        return {
+            component.name: HeldoutSet(
+                component.heldout(),
+                number,
+                self.seq_length,
+                self.config.heldout_samples,
+                self.config.isolate_documents,
+                self.config.eod_mask_loss,
+            )
+            for number, component in enumerate(self.components)
+        }
+
+    def next_adjustment_sample(self, sample: int) -> int | None:
+        """The first sample, not before `sample`, at which held-out perplexity is due; None when none is left.
+
+        The first measurement is due where live adjustment begins, the next ones at multiples of the interval. A caller
+        that only looks between steps measures when the answer equals the next step's first sample.
+        """
+        interval_tokens = self.strategy.interval_tokens
+        if interval_tokens is None:
+            return None
+        interval = max(1, interval_tokens // self.seq_length)
+        due = (self.decisions[-1].at_sample // interval + 1) * interval if self.decisions else 0
+        due = max(due, sample)
+        for stage in self.planner.stages:
+            if stage.adjust and due < stage.end:
+                return max(due, stage.start)
+        return None
+
+    def adjust(self, at_sample: int, perplexity: Mapping[str, float]) -> Decision | None:
+        """Decide on a measurement made before sample `at_sample` is read; that sample is the first of a new segment.
+
+        Args: perplexity: component name → held-out perplexity, of every component of a source with topics.
+        Returns: the decision when shares change, else None. The measurement is recorded either way.
+        Raises: ValueError for a missing or non-finite perplexity, or when at_sample lies before the last decision.
+        """
+        segment = self.timeline.at(at_sample)
+        if self.decisions and at_sample < self.decisions[-1].at_sample:
+            raise ValueError(f"adjustment at sample {at_sample} lies before the one at {self.decisions[-1].at_sample}")
+        shares = {source: topics for source, topics in segment.topic_shares.items()}
+        previous = self._by_topic(self.decisions[-1].perplexity, shares) if self.decisions else None
+        proposals = self.strategy.decide(shares, previous, self._by_topic(perplexity, shares))
+        new = {
+            source: self.planner.round_shares(proposal.shares, at_sample) for source, proposal in proposals.items()
+        }
+        after: TopicShares = {**shares, **new}
+        inputs: dict[str, dict[str, float]] = {}
+        for source, proposal in proposals.items():
+            for name, values in proposal.inputs.items():
+                inputs.setdefault(name, {}).update({f"{source}/{topic}": value for topic, value in values.items()})
+        decision = Decision(
+            at_sample=at_sample,
+            at_tokens=at_sample * self.seq_length,
+            perplexity={name: float(value) for name, value in perplexity.items()},
+            shares_before=flat(shares),
+            shares_after=flat(after),
+            inputs=inputs,
+            changed=after != shares,
+        )
+        self.decisions.append(decision)
+        if not decision.changed:
+            return None
+        self._replan(at_sample, after, "adjustment")
+        return decision
+
+    def state_dict(self, sample: int | None = None) -> dict[str, Any]:
+        """The state as JSON; `sample` is the number of samples consumed so far."""
+        return StreamState(
+            seq_length=self.seq_length,
+            seed=self.config.seed,
+            num_samples=self.num_samples,
+            components=[
+                {"name": c.name, "identity": c.identity, "num_tokens": c.num_tokens} for c in self.components
+            ],
+            plan=self.planner.describe(),
+            segments=self.timeline.segments,
+            decisions=self.decisions,
+            sample=sample,
+        ).to_json()
+
+    def _replan(self, sample: int, topic_shares: TopicShares, reason: str) -> None:
+        """Keep what lies before `sample`, plan the rest anew."""
+        kept = [segment for segment in self.timeline.segments if segment.start < sample]
+        segments = self.planner.plan(sample, self.timeline.cursors(sample), topic_shares, reason)
+        self._follow(Timeline([*kept, *segments], self.planner.num_samples, self.planner.tables))
+
+    def _follow(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        for number, component in enumerate(self.components):
+            component.chain = order_chain(timeline.segments, number, component)
+
+    def _by_topic(self, perplexity: Mapping[str, float], shares: TopicShares) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for source, topics in shares.items():
+            for topic in topics:
+                value = perplexity.get(f"{source}/{topic}")
+                if value is None or not math.isfinite(value):
+                    raise ValueError(f"held-out perplexity of {source}/{topic} is {value}; a finite number is needed")
+                found.setdefault(source, {})[topic] = float(value)
+        return found
+
+    def _exhausted_message(self, component: int, sample: int) -> str:
+        name = self.component_names[component]
+        source = self.components[component].source
+        return (
+            f"component {name} has used up its {source.config.max_epochs} epochs at sample {sample}; raise "
+            f"data.sources.{source.name}.max_epochs, lower its weight, or set data.exhausted to reweight"
+        )
+
+
+def open_components(config: DataConfig, cache_builder: bool = True) -> list[Component]:
+    """The components of a config: a source in one piece, or each of its topics that has documents."""
+    first_orders: dict[str, Order] = {name: source.order for name, source in config.sources.items()}
+    if config.stages:
+        first_orders |= config.stages[0].orders
+    components = []
+    for name, source_config in config.sources.items():
+        cache = IndexCache(cache_folder(config, source_config), cache_builder)
+        source = Source(name, source_config, config.heldout_fraction_of(name), cache)
+        for topic in source.topic_names if source_config.topics else [None]:
+            component = Component(source, topic, first_orders[name], config.seq_length, config.seed)
+            if topic is None or component.num_tokens:
+                components.append(component)
+    return components
+
+
+def cache_folder(config: DataConfig, source: SourceConfig) -> Path:
+    """Where the indices of a source are cached."""
+    if config.cache_dir is not None:
+        return Path(config.cache_dir)
+    return Path(source.prefix).parent / DEFAULT_CACHE_FOLDER
+
+
+def initial_topic_shares(components: Sequence[Component], planner: Planner) -> TopicShares:
+    """Topic shares before any stage sets others: by tokens, equal, or as the config gives them."""
+    by_source: dict[str, dict[str, Component]] = {}
+    for component in components:
+        if component.topic is not None:
+            by_source.setdefault(component.source.name, {})[component.topic] = component
+    shares: dict[str, dict[str, Fraction]] = {}
+    for source, topics in by_source.items():
+        wanted = next(iter(topics.values())).source.config.topic_shares
+        if wanted == "uniform":
+            shares[source] = {topic: Fraction(1, len(topics)) for topic in topics}
+        elif wanted == "natural":
+            tokens = sum(component.num_tokens for component in topics.values())
+            natural = {topic: Fraction(component.num_tokens, tokens) for topic, component in topics.items()}
+            shares[source] = planner.round_shares(natural, 0)
+        else:
+            shares[source] = {topic: exact(wanted.get(topic, 0)) for topic in topics}
+    return shares
+
+
+def order_chain(segments: Sequence[Segment], number: int, component: Component) -> Chain:
+    """The orders of a component over the segments, each with the token of the component from which on it holds."""
+    chain: list[tuple[Order, int]] = []
+    for segment in segments:
+        order, token = segment.orders[component.source.name], segment.cursors[number] * component.seq_length
+        if chain and chain[-1][1] == token:
+            chain.pop()
+        if not chain or chain[-1][0] != order:
+            chain.append((order, token))
+    return tuple(chain)
+
+
+def flat(shares: TopicShares) -> dict[str, float]:
+    """Component → share."""
+    return {f"{source}/{topic}": float(share) for source, topics in shares.items() for topic, share in topics.items()}
