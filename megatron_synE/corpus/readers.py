@@ -50,7 +50,8 @@ class DocumentBatch:
 class Chunk(Protocol):
     """A piece of an input file that can travel to another process."""
 
-    num_bytes: int
+    @property
+    def num_bytes(self) -> int: ...
 
     def parse(self, keys: Sequence[str], label_key: str | None = None) -> DocumentBatch:
         """Turn the chunk into documents. A line with any fault in any key is left out for all keys."""
@@ -254,7 +255,7 @@ def _open_compressed(path: Path, kind: str) -> IO[bytes]:
             import zstandard
         except ImportError as error:
             raise ValueError(f"{path}: reading .zst needs the package zstandard; install it") from error
-        return zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=1 << 31))  # type: ignore[return-value]
+        return zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=1 << 31))
     return open(path, "rb", buffering=0)
 
 

@@ -1,0 +1,259 @@
+"""Per-document annotations beside a corpus: ``{prefix}.{name}.npy`` and ``{prefix}.{name}.json``. numpy only.
+
+``topic`` is int16[D], an index into the names in its JSON, or ``NO_LABEL``. ``perplexity`` is float32[D], at least 1,
+or ``NO_SCORE`` for a document that cannot be scored (one of fewer than two tokens). The JSON holds the schema, the
+annotator and the fingerprint of the corpus: an annotation of other content is refused.
+
+A long job writes in parts (``AnnotationWriter``): each is complete or absent, and a job that starts again goes on after
+the parts that are there. The JSON comes last; without it, there is no annotation.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_synE.corpus.indexed import IndexedCorpus, write_json_atomically
+
+SCHEMA_VERSION = 1
+NO_LABEL = -1
+NO_SCORE = -1.0
+DTYPES: dict[str, np.dtype[Any]] = {"topic": np.dtype(np.int16), "perplexity": np.dtype(np.float32)}
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Annotations:
+    """The annotations of the corpus under ``prefix``, memory-mapped.
+
+    Args:
+        prefix: of the corpus.
+        corpus: the opened corpus, where the caller has it.
+    """
+
+    def __init__(self, prefix: str | Path, corpus: IndexedCorpus | None = None) -> None:
+        self.prefix = str(prefix)
+        self.corpus = corpus if corpus is not None else IndexedCorpus(prefix)
+
+    def has(self, name: str) -> bool:
+        """Whether there is an annotation ``name``; it may still be refused by ``get``."""
+        return _paths(self.prefix, name)[1].is_file()
+
+    def info(self, name: str) -> dict[str, Any]:
+        """The JSON of the annotation ``name``.
+
+        Raises:
+            ValueError: it is missing, damaged, or belongs to other content; the message names the file and the fix.
+        """
+        path = _paths(self.prefix, name)[1]
+        remedy = f"run tools/annotate_corpus.py {name} on {self.prefix}"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{path}: the corpus has no annotation {name!r}; {remedy}") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); {remedy} again") from error
+        content = content if isinstance(content, dict) else {}
+        if (content.get("schema_version"), content.get("name")) != (SCHEMA_VERSION, name):
+            raise ValueError(f"{path}: no annotation {name!r} of schema {SCHEMA_VERSION}; {remedy} again")
+        expected, found = self.corpus.fingerprint, content.get("fingerprint")
+        if found != expected:
+            raise ValueError(
+                f"{path}: field fingerprint is {found}, but the corpus has {expected}: "
+                f"the annotation belongs to other content; {remedy} again"
+            )
+        return content
+
+    def get(self, name: str) -> npt.NDArray[Any]:
+        """The values of annotation ``name``, [D], read-only: ``topic`` int16, ``perplexity`` float32.
+
+        Raises:
+            ValueError: it is missing or stale, has another shape or dtype than its JSON says, or holds a value that
+                cannot be (a NaN perplexity, a topic without a name); the message names the file and the document.
+        """
+        info, path = self.info(name), _paths(self.prefix, name)[0]
+        try:
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); annotate the corpus again") from error
+        if values.shape != (self.corpus.num_documents,) or values.dtype.name != info.get("dtype"):
+            raise ValueError(
+                f"{path}: holds {values.dtype.name}{list(values.shape)}, expected {info.get('dtype')}"
+                f"[{self.corpus.num_documents}]; annotate the corpus again"
+            )
+        check_values(name, values, path, num_names=len(info.get("names", [])))
+        return values
+
+    @property
+    def topic_names(self) -> list[str]:
+        """The names that the numbers of ``topic`` stand for."""
+        return [str(name) for name in self.info("topic")["names"]]
+
+
+class AnnotationWriter:
+    """Writes one annotation in parts of ``part_size`` documents; several processes may share the parts.
+
+    Parts of an earlier, killed job are taken over if corpus, annotator, dtype and part size are the same, else removed.
+
+    Args:
+        prefix: of the corpus.
+        name: lower-case letters, digits and underscores.
+        dtype: of the values.
+        annotator_info: what determines the values (a model's fingerprint, a version), JSON-able.
+        part_size: documents per part.
+    """
+
+    def __init__(
+        self,
+        prefix: str | Path,
+        name: str,
+        dtype: npt.DTypeLike,
+        annotator_info: dict[str, Any],
+        part_size: int = 10_000,
+    ) -> None:
+        if part_size < 1:
+            raise ValueError(f"part size {part_size}: must be at least 1 document")
+        self.prefix, self.name, self.dtype = str(prefix), name, np.dtype(dtype)
+        self.part_size, self.annotator_info = part_size, annotator_info
+        self.corpus = IndexedCorpus(prefix)
+        self.directory = Path(f"{prefix}.{name}.parts")
+        self.num_parts = -(-self.corpus.num_documents // part_size)
+        job = {
+            "fingerprint": self.corpus.fingerprint,
+            "annotator": annotator_info,
+            "dtype": self.dtype.name,
+            "part_size": part_size,
+        }
+        if self._recorded_job() != json.loads(json.dumps(job)):
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self.directory.mkdir(parents=True)
+            write_json_atomically(self.directory / "job.json", job)
+
+    def part_range(self, part: int) -> range:
+        """The documents of part ``part``."""
+        return range(part * self.part_size, min((part + 1) * self.part_size, self.corpus.num_documents))
+
+    def pending_parts(self) -> list[int]:
+        """The parts that are not written yet."""
+        return [part for part in range(self.num_parts) if not self._part_path(part).is_file()]
+
+    def write_part(self, part: int, values: npt.ArrayLike) -> None:
+        """Store the values of part ``part``, [documents of the part]; complete or absent, whenever it is interrupted.
+
+        Raises:
+            ValueError: a value is NaN.
+        """
+        array = np.asarray(values, dtype=self.dtype)
+        documents = self.part_range(part)
+        assert array.shape == (len(documents),), (array.shape, documents)
+        path = self._part_path(part)
+        check_values(self.name, array, path, first_document=documents.start)
+        _save_atomically(path, array)
+
+    def finalize(self, extra: dict[str, Any] | None = None) -> None:
+        """Join the parts and put the annotation in place. All parts must be there.
+
+        Args:
+            extra: further entries of the JSON, for example ``names``.
+        """
+        pending = self.pending_parts()
+        assert not pending, f"{self.directory}: parts {pending[:5]} are missing"
+        parts = [np.load(self._part_path(part), allow_pickle=False) for part in range(self.num_parts)]
+        write_annotation(
+            self.prefix, self.name, np.concatenate(parts), self.corpus.fingerprint, self.annotator_info, extra
+        )
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _part_path(self, part: int) -> Path:
+        return self.directory / f"part-{part:06d}.npy"
+
+    def _recorded_job(self) -> Any:
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.directory / "job.json").read_text(encoding="utf-8"))
+        return None
+
+
+def write_annotation(
+    prefix: str | Path,
+    name: str,
+    values: npt.NDArray[Any],
+    fingerprint: str,
+    annotator: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a whole annotation: values [D] of the corpus whose content has ``fingerprint``."""
+    values_path, info_path = _paths(str(prefix), name)
+    check_values(name, values, values_path, num_names=len((extra or {}).get("names", [])) or None)
+    info_path.unlink(missing_ok=True)  # no moment at which the old JSON vouches for the new values
+    _save_atomically(values_path, values)
+    info = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "dtype": values.dtype.name,
+        "num_documents": len(values),
+        "fingerprint": fingerprint,
+        "annotator": annotator,
+        **(extra or {}),
+    }
+    write_json_atomically(info_path, info)
+
+
+def write_labels(
+    prefix: str | Path,
+    numbers: npt.NDArray[np.int16],
+    names: Sequence[str],
+    fingerprint: str,
+    annotator: dict[str, Any],
+) -> None:
+    """Write the annotation ``topic``: numbers [D] are indices into ``names``."""
+    write_annotation(prefix, "topic", numbers, fingerprint, annotator, {"names": list(names)})
+
+
+def check_values(
+    name: str,
+    values: npt.NDArray[Any],
+    path: Path,
+    *,
+    first_document: int = 0,
+    num_names: int | None = None,
+) -> None:
+    """Refuse values that cannot be: a NaN, a perplexity below 1, a topic number without a name.
+
+    Raises:
+        ValueError: with the file, the document and the value.
+    """
+    if values.dtype.kind == "f":
+        bad = np.isnan(values)
+        if name == "perplexity":
+            bad |= (values < 1) & (values != NO_SCORE)
+    elif name == "topic" and num_names is not None:
+        bad = (values < NO_LABEL) | (values >= num_names)
+    else:
+        return
+    if bad.any():
+        index = int(np.argmax(bad))
+        raise ValueError(
+            f"{path}: {name} of document {first_document + index} is {values[index]} ({int(bad.sum())} such values); "
+            "annotate the corpus again"
+        )
+
+
+def _paths(prefix: str, name: str) -> tuple[Path, Path]:
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(f"annotation {name!r}: a name is made of lower-case letters, digits and underscores")
+    return Path(f"{prefix}.{name}.npy"), Path(f"{prefix}.{name}.json")
+
+
+def _save_atomically(path: Path, values: npt.NDArray[Any]) -> None:
+    temporary = Path(f"{path}.tmp-{os.getpid()}")
+    with open(temporary, "wb") as file:
+        np.save(file, values, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
