@@ -1,0 +1,95 @@
+"""Loss and perplexity on each component's held-out set."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_synE.data.batches import Batch
+from megatron_synE.data.stream import DataStream
+from megatron_synE.training.forward import run_microbatches
+from megatron_synE.training.microbatches import to_microbatch
+from megatron_synE.training.step import summarise
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Mean token loss of the held-out set of each component that has one."""
+
+    loss_by_component: dict[str, float]
+    tokens_by_component: dict[str, int]
+
+    @property
+    def perplexity_by_component(self) -> dict[str, float]:
+        """exp(mean token loss)."""
+        return {name: math.exp(loss) for name, loss in self.loss_by_component.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    model_chunks: Sequence[torch.nn.Module], stream: DataStream, *, micro_batch_size: int, device: torch.device
+) -> EvaluationResult:
+    """Forward passes over all held-out samples, split over the data-parallel processes.
+
+    The samples and their tokens are the same in every layout; what pads the last round counts nothing.
+    """
+    context_parallel_size = parallel_state.get_context_parallel_world_size()
+    for chunk in model_chunks:
+        chunk.eval()
+    losses, tokens = {}, {}
+    for name, heldout in sorted(stream.heldout().items()):
+        microbatches = [
+            to_microbatch(_count_only(heldout.batch(indices), num_valid), device, context_parallel_size)
+            for indices, num_valid in rounds_of_rank(
+                len(heldout),
+                micro_batch_size,
+                data_parallel_rank=parallel_state.get_data_parallel_rank(),
+                data_parallel_size=parallel_state.get_data_parallel_world_size(),
+                rounds_multiple=parallel_state.get_pipeline_model_parallel_world_size(),
+            )
+        ]
+        if microbatches:
+            report = run_microbatches(
+                model_chunks, microbatches, num_components=len(stream.component_names), forward_only=True
+            )
+            loss, num_tokens, _, _ = summarise(report)
+            if num_tokens:
+                losses[name], tokens[name] = loss, num_tokens
+    for chunk in model_chunks:
+        chunk.train()
+    return EvaluationResult(losses, tokens)
+
+
+def rounds_of_rank(
+    num_samples: int, micro_batch_size: int, *, data_parallel_rank: int, data_parallel_size: int, rounds_multiple: int
+) -> list[tuple[list[int], int]]:
+    """This process's micro-batches: sample indices, and how many of them, from the first, count.
+
+    Every process gets equally many rounds, a multiple of `rounds_multiple` (the interleaved schedule needs that);
+    indices past the last sample repeat it and do not count.
+    """
+    if num_samples == 0:
+        return []
+    per_round = micro_batch_size * data_parallel_size
+    rounds = -(-num_samples // (per_round * rounds_multiple)) * rounds_multiple
+    plan = []
+    for number in range(rounds):
+        start = number * per_round + data_parallel_rank * micro_batch_size
+        indices = [min(index, num_samples - 1) for index in range(start, start + micro_batch_size)]
+        plan.append((indices, max(0, min(micro_batch_size, num_samples - start))))
+    return plan
+
+
+def _count_only(batch: Batch, num_valid: int) -> Batch:
+    """The batch with the loss mask of the samples from `num_valid` on set to zero."""
+    num_samples = len(batch.component_B)
+    if num_valid == num_samples:
+        return batch
+    mask_BS = batch.loss_mask_BS.reshape(num_samples, -1).copy()
+    mask_BS[num_valid:] = 0
+    return dataclasses.replace(batch, loss_mask_BS=mask_BS.reshape(batch.loss_mask_BS.shape))

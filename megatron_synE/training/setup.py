@@ -1,0 +1,153 @@
+"""A job and the process groups → everything the loop works with, started from a checkpoint or a Hugging Face model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_synE.checkpoint import (
+    LoadedState,
+    architecture_from_hf,
+    find_latest,
+    init_from_hf,
+    load_checkpoint,
+    read_state,
+    restore_rng_state,
+)
+from megatron_synE.config.job import JobConfig
+from megatron_synE.config.model import LlamaArchitecture
+from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.data.preflight import preflight as data_preflight
+from megatron_synE.data.stream import DataStream
+from megatron_synE.model import build_model_chunks
+from megatron_synE.runtime import Runtime, device_name
+from megatron_synE.training.loop import TrainingRun
+from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
+from megatron_synE.training.schedule import LearningRateSchedule, make_schedule
+from megatron_synE.training.throughput import make_throughput
+
+MAX_UNUSED_ROWS = 1024
+"""Models may have rows that their tokenizer never names; more than this many means another tokenizer."""
+
+
+def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
+    """Look at every field and every file that the job names, before any process group or file is made.
+
+    Raises:
+        ValueError: all that is wrong, one line each: the field or file, and the fix.
+    """
+    base, problems = None, []
+    if job.checkpoint.init_from_hf is not None:
+        try:
+            base = architecture_from_hf(job.checkpoint.init_from_hf)
+        except ValueError as error:
+            problems.append(f"checkpoint.init_from_hf: {error}")
+    if not problems:
+        problems = job.problems(world_size, base)
+    if job.checkpoint.load is not None and not Path(job.checkpoint.load).is_dir():
+        problems.append(f"checkpoint.load: {job.checkpoint.load} is no folder; name a run's folder or a checkpoint in it")
+    if not job.data.problems():
+        problems += data_preflight(job.data)
+        problems += _vocabulary_problems(job, base)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return job.model.architecture(base)
+
+
+def _vocabulary_problems(job: JobConfig, base: LlamaArchitecture | None) -> list[str]:
+    """Corpora that were tokenised with another vocabulary than the model's, as far as their sidecars tell."""
+    try:
+        vocab_size = job.model.architecture(base).vocab_size
+    except ValueError:
+        return []  # reported with the model's fields
+    found = []
+    for name, source in job.data.sources.items():
+        try:
+            tokenizer = IndexedCorpus(source.prefix).metadata.get("tokenizer") or {}
+        except ValueError:
+            continue  # reported by the data's own check
+        size = tokenizer.get("vocab_size")
+        if size is not None and not size <= vocab_size < size + MAX_UNUSED_ROWS:
+            found.append(
+                f"data.sources.{name}.prefix: {source.prefix} was tokenised with a vocabulary of {size} "
+                f"({tokenizer.get('name')}), the model has {vocab_size}; tokenise it with the model's tokenizer, "
+                "or choose the model that fits"
+            )
+    return found
+
+
+def build_run(job: JobConfig, job_json: dict[str, Any], architecture: LlamaArchitecture, runtime: Runtime) -> TrainingRun:
+    """Build stream, model and optimizer; resume, or start from other weights.
+
+    Raises:
+        ValueError: a checkpoint or a corpus does not fit the job.
+    """
+    resume_from = find_latest(job.checkpoint.save) if job.checkpoint.save is not None else None
+    resume_state = read_state(resume_from) if resume_from is not None else None
+    first_step = resume_state["step"] if resume_state else 0
+    stream = DataStream.build(
+        job.data,
+        state=resume_state["stream"] if resume_state else None,
+        cache_builder=runtime.is_main,
+        at_sample=resume_state["consumed_samples"] if resume_state else None,
+    )
+    schedule, last_step = _length_of_run(job, stream)
+    bare_chunks = build_model_chunks(architecture, job.model, job.parallel, job.precision, device=runtime.device)
+    if resume_from is None and job.checkpoint.init_from_hf is not None:
+        init_from_hf(bare_chunks, job.checkpoint.init_from_hf)
+    model_chunks = wrap_data_parallel(bare_chunks, job.parallel, job.precision)
+    optimizer = build_optimizer(model_chunks, job.optimizer, job.parallel, job.precision)
+    if resume_from is not None:
+        loaded = load_checkpoint(resume_from, architecture=architecture, model_chunks=model_chunks, optimizer=optimizer)
+        _restore_generators(loaded)
+    elif job.checkpoint.load is not None:
+        load_checkpoint(
+            job.checkpoint.load, architecture=architecture, model_chunks=model_chunks, optimizer=optimizer,
+            weights_only=True,
+        )  # fmt: skip
+    return TrainingRun(
+        job=job,
+        job_json=job_json,
+        runtime=runtime,
+        architecture=architecture,
+        model_chunks=model_chunks,
+        optimizer=optimizer,
+        schedule=schedule,
+        stream=stream,
+        throughput=make_throughput(
+            architecture,
+            seq_length=stream.seq_length,
+            global_batch_size=job.training.global_batch_size,
+            world_size=runtime.world_size,
+            peak_tflops=job.logging.peak_tflops,
+            device_name=device_name(runtime.device),
+        ),
+        first_step=first_step,
+        last_step=last_step,
+    )
+
+
+def _length_of_run(job: JobConfig, stream: DataStream) -> tuple[LearningRateSchedule, int]:
+    """The schedule spans the whole token budget, also when training.train_steps stops earlier."""
+    budget_steps = stream.num_samples // job.training.global_batch_size
+    if budget_steps == 0:
+        raise ValueError(
+            f"data.stages: {stream.num_samples} samples are less than one global batch of "
+            f"{job.training.global_batch_size}; raise the budget, or lower training.global_batch_size"
+        )
+    steps = job.training.train_steps or budget_steps
+    if steps > budget_steps:
+        raise ValueError(
+            f"training.train_steps: {steps} is more than the {budget_steps} steps of the budget of data.stages; "
+            "raise the budget, or drop train_steps"
+        )
+    tokens_per_step = job.training.global_batch_size * stream.seq_length
+    schedule = make_schedule(
+        job.schedule, job.optimizer.lr, total_tokens=budget_steps * tokens_per_step, tokens_per_step=tokens_per_step
+    )
+    return schedule, steps
+
+
+def _restore_generators(loaded: LoadedState) -> None:
+    if loaded.rng_state is not None:
+        restore_rng_state(loaded.rng_state)

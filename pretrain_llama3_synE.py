@@ -1,0 +1,91 @@
+"""Continual pre-training of Llama-3: torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--section.field value]."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_synE.config.job import JobConfig
+from megatron_synE.config.parse import parse_job
+
+
+SECONDS_FOR_THE_FIRST_PROCESS = 5.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train; returns the exit status. A mistake of the user's is told once, without a traceback."""
+    try:
+        train(parse_job(arguments))
+    except (ValueError, FloatingPointError, OSError) as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            # torchrun ends all processes with the first that fails. What they all found, the first process tells.
+            time.sleep(SECONDS_FOR_THE_FIRST_PROCESS)
+        where = f" (process {rank})" if rank else ""
+        print(f"pretrain_llama3_synE{where}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def train(job: JobConfig) -> None:
+    """Check the job, bring up the processes, build, train.
+
+    Raises:
+        ValueError: the job cannot run; everything found, one line each.
+    """
+    quiet_megatron()
+    from megatron_synE.runtime import initialize, shut_down
+    from megatron_synE.runtime.process_groups import world_size_from_environment
+    from megatron_synE.training.loop import TrainingLoop
+    from megatron_synE.training.metrics import MetricsWriter, ProgressLine
+    from megatron_synE.training.setup import build_run, check_job
+
+    architecture = check_job(job, world_size_from_environment())
+    runtime = initialize(job.parallel, job.training.seed)
+    run = build_run(job, dataclasses.asdict(job), architecture, runtime)
+    directory = job.logging.directory or job.checkpoint.save
+    metrics = MetricsWriter(
+        Path(directory) if directory and runtime.is_main else None,
+        resumed_step=run.first_step,
+        tensorboard=job.logging.tensorboard,
+    )
+    progress = ProgressLine(first_step=run.first_step, last_step=run.last_step, show=runtime.is_main)
+    for line in summary(run):
+        progress.note(line)
+    try:
+        TrainingLoop(run, metrics, progress).train()
+    finally:
+        progress.close()
+        metrics.close()
+    shut_down()
+
+
+def summary(run: Any) -> list[str]:
+    """What is about to be trained, on what."""
+    from megatron_synE.runtime import device_name
+
+    parallel, runtime = run.job.parallel, run.runtime
+    start = f"resuming after step {run.first_step}" if run.first_step else "starting"
+    return [
+        f"model {run.architecture.num_parameters() / 1e6:,.1f} M parameters, {run.job.precision.dtype}; "
+        f"{runtime.world_size} processes on {device_name(runtime.device)}: "
+        f"TP {parallel.tensor_model_parallel_size} PP {parallel.pipeline_model_parallel_size} "
+        f"CP {parallel.context_parallel_size} DP {runtime.data_parallel_size}",
+        f"data  {len(run.stream.component_names)} components, {run.stream.num_samples:,} samples of "
+        f"{run.stream.seq_length:,} tokens; {start}, {run.last_step} steps of {run.tokens_per_step:,} tokens",
+    ]
+
+
+def quiet_megatron() -> None:
+    """megatron-core warns of every optional package that is absent; tools/doctor.py tells what is used instead."""
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
