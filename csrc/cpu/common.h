@@ -53,6 +53,26 @@ SYNE_INLINE void store(bf16& target, float value) {
   target.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
 }
 
+// The value that `store` would leave in a T, still in fp32.
+template <typename T>
+SYNE_INLINE float rounded_to(float value);
+
+template <>
+SYNE_INLINE float rounded_to<float>(float value) {
+  return value;
+}
+
+template <>
+SYNE_INLINE float rounded_to<bf16>(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  uint32_t quiet_nan = (bits | 0x400000u) & 0xffff0000u;
+  bits = (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
 // exp for the range of a float, relative error below 2e-7; Cody-Waite reduction and a degree-6 polynomial.
 SYNE_INLINE float exp_fast(float x) {
   x = x < 88.3762626f ? x : 88.3762626f;

@@ -1,0 +1,55 @@
+// The host kernels. Every pointer is to contiguous memory unless a stride is given; sizes and strides count elements.
+#pragma once
+
+#include "cpu/common.h"
+
+namespace syne {
+
+// rms_norm.cpp: `residual`, `summed` and `dsummed` may be null; `rstd` is [rows], `dweight` [width].
+void rms_norm_forward(DType dtype, const void* x, const void* residual, const void* weight, void* summed, void* y,
+                      float* rstd, int64_t rows, int64_t width, float eps);
+void rms_norm_backward(DType dtype, const void* dy, const void* dsummed, const void* x, const void* weight,
+                       const float* rstd, void* dx, float* dweight, int64_t rows, int64_t width);
+
+// rope.cpp: rotates in place the first `rotated_heads` of every `group_heads` heads; cos and sin are
+// [num_positions, head_dim / 2], `positions` is [tokens].
+void rope_in_place(DType dtype, void* packed, const float* cos, const float* sin, const int64_t* positions,
+                   int64_t tokens, int64_t groups, int64_t group_heads, int64_t rotated_heads, int64_t head_dim,
+                   bool inverse);
+
+// swiglu.cpp: x is [rows, 2 * width], gate first.
+void swiglu_forward(DType dtype, const void* x, void* y, int64_t rows, int64_t width);
+void swiglu_backward(DType dtype, const void* dy, const void* x, void* dx, int64_t rows, int64_t width);
+
+// cross_entropy.cpp: logits are [rows, columns] with `row_stride`; columns from `valid_columns` on are padding.
+// `targets` are columns of this shard; a target outside [0, valid_columns) is another shard's.
+void cross_entropy_stats(DType dtype, const void* logits, const int64_t* targets, float* row_max, float* row_sum,
+                         float* target_logit, int64_t rows, int64_t valid_columns, int64_t row_stride);
+void cross_entropy_gradient(DType dtype, void* logits, const int64_t* targets, const float* row_max,
+                            const float* row_sum, const float* row_scale, int64_t rows, int64_t columns,
+                            int64_t valid_columns, int64_t row_stride);
+
+// softmax.cpp: causal softmax of scores [rows, columns]; rows are whole runs of `queries`, and query i of a run sees
+// the columns [0, columns - queries + i]. `logsumexp` is [rows].
+void causal_softmax_forward(DType dtype, void* scores, float* logsumexp, int64_t rows, int64_t columns,
+                            int64_t queries, float scale);
+// scores -> probabilities, dprobabilities -> gradient of the scores, both in place.
+void causal_softmax_backward(DType dtype, void* scores, void* dprobabilities, const float* logsumexp, int64_t rows,
+                             int64_t columns, int64_t queries, float scale);
+
+// wgrad.cpp: target += *scale * addend; a null `scale` is 1
+void accumulate(DType dtype, float* target, const void* addend, int64_t count, const float* scale);
+
+// adamw.cpp
+double sum_of_squares(DType dtype, const void* values, int64_t count);
+void scale_in_place(float* values, int64_t count, float factor);
+
+struct AdamWStep {
+  float lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale;
+};
+
+// `model_param` (bf16, the copy that the forward pass reads) may be null.
+void adamw(DType grad_dtype, float* param, const void* grad, float* exp_avg, float* exp_avg_sq, bf16* model_param,
+           int64_t count, const AdamWStep& step);
+
+}  // namespace syne

@@ -1,0 +1,72 @@
+"""Gradient norm and AdamW over flat buffers."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_synE.kernels import reference
+from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.selection import is_compiled
+
+
+def sum_of_squares(values: torch.Tensor) -> float:
+    """Sum of the squares of a contiguous fp32 or bf16 tensor, accumulated beyond fp32."""
+    if not is_compiled("adamw", values) or not values.is_contiguous():
+        return reference.sum_of_squares(values)
+    return launch("sum_of_squares", values.device, code(values), address(values), values.numel())
+
+
+def scale_(values: torch.Tensor, factor: float) -> None:
+    """values *= factor for a contiguous fp32 tensor."""
+    if is_compiled("adamw", values) and values.is_contiguous() and values.dtype == torch.float32:
+        launch("scale_in_place", values.device, address(values), values.numel(), factor)
+    else:
+        values.mul_(factor)
+
+
+def adamw_(
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    exp_avg: torch.Tensor,
+    exp_avg_sq: torch.Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float = 1.0,
+    model_param: torch.Tensor | None = None,
+) -> None:
+    """One AdamW step in place (arXiv 1711.05101, bias-corrected as torch.optim.AdamW).
+
+    param, exp_avg and exp_avg_sq are fp32; grad fp32 or bf16, multiplied by `grad_scale` (clipping) on the fly;
+    `model_param` (bf16) receives the rounded parameter. `step` counts from 1. Shapes agree; all contiguous.
+    """
+    tensors = [param, grad, exp_avg, exp_avg_sq] + ([] if model_param is None else [model_param])
+    if any(t.shape != param.shape for t in tensors):
+        raise ValueError(f"adamw_ needs tensors of one shape, got {[tuple(t.shape) for t in tensors]}")
+    if step < 1:
+        raise ValueError(f"step counts from 1, got {step}")
+    fits = all(t.is_contiguous() for t in tensors) and all(t.dtype == torch.float32 for t in (param, *tensors[2:4]))
+    fits = fits and (model_param is None or model_param.dtype == torch.bfloat16)
+    if not fits or not is_compiled("adamw", *tensors):
+        reference.adamw(
+            param,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            model_param,
+            lr=lr,
+            beta1=betas[0],
+            beta2=betas[1],
+            eps=eps,
+            weight_decay=weight_decay,
+            step=step,
+            grad_scale=grad_scale,
+        )
+        return
+    pointers = tuple(map(address, (param, grad, exp_avg, exp_avg_sq, model_param)))
+    corrections = (1 - betas[0] ** step, 1 - betas[1] ** step)
+    hyper = (lr, *betas, eps, weight_decay, *corrections, grad_scale)
+    launch("adamw", param.device, code(grad), *pointers, param.numel(), *hyper)

@@ -1,0 +1,82 @@
+"""Causal self-attention over spans of a sequence: whole sequences, isolated documents, context-parallel chunks.
+
+Legend: S queries, T keys, B batch, G key/value heads, R query heads per group, D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
+
+from megatron_synE.kernels.blocked_attention import blocked_causal_attention
+from megatron_synE.kernels.selection import is_compiled
+
+
+class Span(NamedTuple):
+    """Queries [query_begin, query_end) attend causally to keys [key_begin, key_end); their last positions coincide."""
+
+    query_begin: int
+    query_end: int
+    key_begin: int
+    key_end: int
+
+
+def causal_attention(
+    query_SBGRD: torch.Tensor,
+    key_TBGD: torch.Tensor,
+    value_TBGD: torch.Tensor,
+    scale: float,
+    spans: list[Span] | None = None,
+) -> torch.Tensor:
+    """softmax(scale * Q K^T, causal within each span) V as [S, B, G, R, D]; any strides.
+
+    Without `spans` the queries are the last S of the T positions of one sequence. With them, they cover the queries
+    in order without a gap. K and V are not repeated for their R query heads, and no full mask is made.
+    """
+    if query_SBGRD.dim() != 5 or key_TBGD.shape != value_TBGD.shape or key_TBGD.dim() != 4:
+        raise ValueError(
+            f"query must be [S, B, G, R, D] and key, value [T, B, G, D], got {tuple(query_SBGRD.shape)}, "
+            f"{tuple(key_TBGD.shape)}, {tuple(value_TBGD.shape)}"
+        )
+    if spans is None:
+        return _one_span(query_SBGRD, key_TBGD, value_TBGD, scale)
+    assert spans and spans[0].query_begin == 0 and spans[-1].query_end == query_SBGRD.shape[0]
+    assert all(a.query_end == b.query_begin for a, b in zip(spans, spans[1:], strict=False))
+    outputs = [
+        _one_span(
+            query_SBGRD[span.query_begin : span.query_end],
+            key_TBGD[span.key_begin : span.key_end],
+            value_TBGD[span.key_begin : span.key_end],
+            scale,
+        )
+        for span in spans
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _one_span(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    assert query.shape[0] <= key.shape[0], "causal attention with more queries than keys"
+    if is_compiled("causal_attention", query, key, value):
+        return blocked_causal_attention(query, key, value, scale)[0]
+    return _torch_attention(query, key, value, scale)
+
+
+def _torch_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """torch's scaled_dot_product_attention, flash where the device has it; it reads strided K and V as they are."""
+    queries, batch, groups, repeats, dim = query.shape
+    heads = query.reshape(queries, batch, groups * repeats, dim).permute(1, 2, 0, 3)
+    keys, values = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
+    square = queries == key.shape[0]
+    context = F.scaled_dot_product_attention(
+        heads,
+        keys,
+        values,
+        attn_mask=None if square else causal_lower_right(queries, key.shape[0]),
+        is_causal=square,
+        scale=scale,
+        enable_gqa=repeats > 1,
+    )
+    return context.permute(2, 0, 1, 3).reshape(queries, batch, groups, repeats, dim)

@@ -1,0 +1,184 @@
+"""The output projection and the cross entropy in one op, over a vocabulary that may be split over a process group.
+
+The logits exist one chunk of tokens at a time. The forward pass already computes the gradients of the summed loss
+(the chunk's logits are there, so no second projection is needed); the backward pass scales them.
+
+Legend: N tokens, C tokens of a chunk, H hidden, V vocabulary rows of this shard.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from megatron_synE.kernels import reference
+from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.selection import is_compiled
+from megatron_synE.kernels.weight_gradient import accumulate_, add_to_main_grad
+
+# Bytes of one chunk's logits: large enough for efficient products, small enough to stay near the cores' caches.
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+
+
+def linear_cross_entropy(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_N: torch.Tensor,
+    loss_mask_N: torch.Tensor,
+    vocab_size: int,
+    *,
+    group: dist.ProcessGroup | None = None,
+    accumulate_into_main_grad: bool = False,
+    chunk_tokens: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of `hidden @ weight.T` against `labels`, without the logits.
+
+    Args:
+        hidden_NH: fp32 or bf16.
+        weight_VH: this rank's rows of the output matrix; every rank of `group` has as many.
+        labels_N: int64 ids of the whole vocabulary, in [0, vocab_size) where the token counts.
+        loss_mask_N: weight of each token in the sum; where 0, the token adds nothing to loss or gradient.
+        vocab_size: rows of the whole vocabulary that exist; later ones are padding and get no probability.
+        group: tensor-parallel group over which the vocabulary is split, in rank order.
+        accumulate_into_main_grad: add the weight's gradient to `weight.main_grad` (fp32), as megatron-core's
+            gradient_accumulation_fusion does, and hand autograd a placeholder.
+        chunk_tokens: tokens whose logits exist at a time; by default from CHUNK_BYTES.
+
+    Returns:
+        (sum of mask * loss, fp32 scalar, differentiable; loss per token, fp32 [N], 0 where masked, a constant).
+        The gradient of hidden is this shard's part: under tensor parallelism it still has to be summed over the
+        group, which megatron-core's copy_to_tensor_model_parallel_region does for its input.
+    """
+    tokens, width = hidden_NH.shape
+    if weight_VH.dim() != 2 or weight_VH.shape[1] != width or weight_VH.dtype != hidden_NH.dtype:
+        raise ValueError(
+            f"weight {tuple(weight_VH.shape)} {weight_VH.dtype} does not fit hidden {tuple(hidden_NH.shape)} "
+            f"{hidden_NH.dtype}: want [vocabulary, {width}] of one dtype"
+        )
+    if labels_N.shape != (tokens,) or loss_mask_N.shape != (tokens,) or labels_N.dtype != torch.int64:
+        raise ValueError(f"labels (int64) and loss_mask must be [{tokens}], one entry a token")
+    shards = 1 if group is None else dist.get_world_size(group)
+    if not 0 < vocab_size <= weight_VH.shape[0] * shards:
+        raise ValueError(f"vocab_size {vocab_size} is not within the {weight_VH.shape[0]} x {shards} rows of weight")
+    if not is_compiled("linear_cross_entropy", hidden_NH, weight_VH):
+        return reference.linear_cross_entropy(hidden_NH, weight_VH, labels_N, loss_mask_N, vocab_size, group)
+    if chunk_tokens is None:
+        chunk_tokens = max(1, CHUNK_BYTES[hidden_NH.device.type] // (weight_VH.shape[0] * hidden_NH.element_size()))
+    wants_gradient = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
+    loss, token_loss, _, _ = _linear_cross_entropy(
+        hidden_NH,
+        weight_VH,
+        labels_N,
+        loss_mask_N.float(),
+        vocab_size,
+        "" if group is None else group.group_name,
+        chunk_tokens,
+        wants_gradient,
+        accumulate_into_main_grad,
+    )
+    return loss, token_loss
+
+
+@torch.library.custom_op("syne::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_N: torch.Tensor,
+    loss_mask_N: torch.Tensor,
+    vocab_size: int,
+    group_name: str,
+    chunk_tokens: int,
+    wants_gradient: bool,
+    accumulate_into_main_grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden, weight = hidden_NH.contiguous(), weight_VH.contiguous()
+    group = dist.distributed_c10d._resolve_process_group(group_name) if group_name else None
+    tokens, shard = hidden.shape[0], weight.shape[0]
+    start = dist.get_rank(group) * shard if group is not None else 0
+    valid = max(0, min(shard, vocab_size - start))
+    labels = labels_N - start
+    token_loss = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
+    dhidden = torch.empty_like(hidden) if wants_gradient else hidden.new_empty(0)
+    several = tokens > chunk_tokens
+    dweight = hidden.new_empty(0)
+    if wants_gradient:
+        # Chunks add up in fp32; a single one is rounded once, as a plain product is.
+        dweight = torch.zeros_like(weight, dtype=torch.float32) if several else torch.zeros_like(weight)
+    workspace = hidden.new_empty(min(chunk_tokens, tokens), shard)
+    for begin in range(0, tokens, chunk_tokens):
+        chunk = slice(begin, min(begin + chunk_tokens, tokens))
+        logits = torch.mm(hidden[chunk], weight.t(), out=workspace[: chunk.stop - chunk.start])
+        mask = loss_mask_N[chunk]
+        maximum, total, target = _statistics(logits, labels[chunk], valid, group)
+        loss = total.log() + maximum - target
+        token_loss[chunk] = torch.where(mask != 0, loss, 0.0)
+        if not wants_gradient:
+            continue
+        _gradient_in_place(logits, labels[chunk], maximum, total, mask, valid)
+        torch.mm(logits, weight, out=dhidden[chunk])
+        if several:
+            accumulate_(dweight, hidden[chunk], logits)
+        else:
+            torch.mm(logits.t(), hidden[chunk], out=dweight)
+    return (token_loss * loss_mask_N).sum(), token_loss, dhidden, dweight
+
+
+def _statistics(
+    logits: torch.Tensor, targets: torch.Tensor, valid: int, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Maximum, sum of exp(logit - maximum) and target logit of each row, over all shards of the vocabulary."""
+    rows = logits.shape[0]
+    maximum, total, target = torch.empty(3, rows, dtype=torch.float32, device=logits.device).unbind(0)
+    pointers = tuple(map(address, (logits, targets, maximum, total, target)))
+    launch("cross_entropy_stats", logits.device, code(logits), *pointers, rows, valid, logits.stride(0))
+    if group is not None:
+        global_maximum = maximum.clone()
+        dist.all_reduce(global_maximum, op=dist.ReduceOp.MAX, group=group)
+        sums = torch.stack((total * (maximum - global_maximum).exp(), target))
+        dist.all_reduce(sums, group=group)
+        maximum, total, target = global_maximum, sums[0], sums[1]
+    return maximum, total, target
+
+
+def _gradient_in_place(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    maximum: torch.Tensor,
+    total: torch.Tensor,
+    mask: torch.Tensor,
+    valid: int,
+) -> None:
+    """logits -> (softmax - onehot) * mask."""
+    pointers = tuple(map(address, (logits, targets, maximum, total, mask)))
+    rows, columns = logits.shape
+    launch("cross_entropy_gradient", logits.device, code(logits), *pointers, rows, columns, valid, logits.stride(0))
+
+
+@_linear_cross_entropy.register_fake
+def _(hidden, weight, labels, loss_mask, vocab_size, group_name, chunk_tokens, wants_gradient, accumulate):
+    token_loss = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    if not wants_gradient:
+        return token_loss.new_empty(()), token_loss, hidden.new_empty(0), hidden.new_empty(0)
+    dtype = torch.float32 if hidden.shape[0] > chunk_tokens else weight.dtype
+    return token_loss.new_empty(()), token_loss, torch.empty_like(hidden), torch.empty_like(weight, dtype=dtype)
+
+
+def _save(ctx, inputs, output) -> None:
+    _, token_loss, dhidden, dweight = output
+    ctx.mark_non_differentiable(token_loss, dhidden, dweight)
+    ctx.save_for_backward(inputs[1], dhidden, dweight)
+    # As megatron-core does: the buffer is not saved through autograd, which would refuse its in-place updates.
+    ctx.main_grad = getattr(inputs[1], "main_grad", None) if inputs[8] else None
+
+
+def _backward(ctx, grad_loss, *_):
+    weight, dhidden, dweight = ctx.saved_tensors
+    if ctx.main_grad is not None:
+        weight.main_grad = ctx.main_grad
+        grad_weight = add_to_main_grad(weight, dweight, grad_loss)
+    else:
+        grad_weight = (dweight * grad_loss).to(weight.dtype)
+    return dhidden * grad_loss, grad_weight, None, None, None, None, None, None, None
+
+
+_linear_cross_entropy.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,95 @@
+"""Weight gradients added straight to the fp32 main gradient.
+
+megatron-core's gradient_accumulation_fusion calls a module named fused_weight_gradient_mlp_cuda, which only NVIDIA's
+Apex provides; `install_gradient_accumulation_fusion` puts ours in its place where Apex is missing.
+
+Legend: N tokens, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from megatron_synE.kernels import reference
+from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.selection import is_compiled
+
+# Bytes of the product that is computed at a time: it is added to the main gradient while it is still in cache.
+TILE_BYTES = 4 * 2**20
+
+
+def wgrad_gemm_accum_fp32(input_NI: torch.Tensor, grad_output_NO: torch.Tensor, main_grad_OI: torch.Tensor) -> None:
+    """main_grad (fp32) += grad_output^T @ input; the name and the order are those of Apex."""
+    if main_grad_OI.dtype != torch.float32 or not main_grad_OI.is_contiguous():
+        raise ValueError("main_grad must be contiguous fp32")
+    input_2d = input_NI.reshape(-1, input_NI.shape[-1])
+    accumulate_(main_grad_OI, input_2d, grad_output_NO.reshape(-1, grad_output_NO.shape[-1]))
+
+
+def wgrad_gemm_accum_fp16(input_NI: torch.Tensor, grad_output_NO: torch.Tensor, main_grad_OI: torch.Tensor) -> None:
+    """main_grad (16 bit) += grad_output^T @ input."""
+    torch.addmm(main_grad_OI, grad_output_NO.t(), input_NI, out=main_grad_OI)
+
+
+def accumulate_(main_grad_OI: torch.Tensor, input_NI: torch.Tensor, grad_output_NO: torch.Tensor) -> None:
+    """main_grad (fp32, contiguous) += grad_output^T @ input, without an fp32 copy of the product."""
+    if input_NI.dtype == torch.float32:
+        torch.addmm(main_grad_OI, grad_output_NO.t(), input_NI, out=main_grad_OI)
+        return
+    if not is_compiled("weight_gradient", input_NI, grad_output_NO, main_grad_OI):
+        reference.accumulate_weight_gradient(input_NI, grad_output_NO, main_grad_OI)
+        return
+    outputs, inputs = main_grad_OI.shape
+    rows = outputs if main_grad_OI.is_cuda else max(1, TILE_BYTES // (inputs * input_NI.element_size()))
+    transposed = grad_output_NO.t()
+    product = input_NI.new_empty(min(rows, outputs), inputs)
+    for begin in range(0, outputs, rows):
+        end = min(begin + rows, outputs)
+        tile = torch.mm(transposed[begin:end], input_NI, out=product[: end - begin])
+        _accumulate(main_grad_OI[begin:end], tile, None)
+
+
+def add_to_main_grad(
+    weight: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """weight.main_grad += scale * gradient, `scale` an fp32 scalar tensor (None: 1); returns what a backward pass hands autograd for the weight.
+
+    megatron-core's data-parallel hook needs a gradient to arrive, and skips it where `grad_added_to_main_grad` is set.
+    """
+    main_grad = weight.main_grad
+    if is_compiled("weight_gradient", gradient, main_grad) and main_grad.dtype == torch.float32:
+        _accumulate(main_grad, gradient, scale)
+    else:
+        main_grad.add_(gradient if scale is None else gradient * scale)
+    if not hasattr(weight, "grad_added_to_main_grad"):
+        return None
+    weight.grad_added_to_main_grad = True
+    make = torch.zeros_like if getattr(weight, "zero_out_wgrad", False) else torch.empty_like
+    return make(weight, requires_grad=False)
+
+
+def _accumulate(target: torch.Tensor, addend: torch.Tensor, scale: torch.Tensor | None) -> None:
+    assert target.is_contiguous() and addend.is_contiguous() and target.numel() == addend.numel()
+    assert scale is None or (scale.dtype == torch.float32 and scale.device == target.device)
+    pointers = (address(target), address(addend))
+    launch("accumulate", target.device, code(addend), *pointers, target.numel(), address(scale))
+
+
+def install_gradient_accumulation_fusion() -> str:
+    """Make megatron-core's gradient_accumulation_fusion available; returns which implementation it has and why."""
+    from megatron.core.tensor_parallel import layers
+
+    if layers._grad_accum_fusion_available:
+        current = layers.fused_weight_gradient_mlp_cuda
+        return "ours" if current.__name__ == __name__ else "Apex (installed)"
+    import sys
+
+    layers.fused_weight_gradient_mlp_cuda = _this_module(sys.modules)
+    layers._grad_accum_fusion_available = True
+    return "ours (Apex is not installed)"
+
+
+def _this_module(modules: dict[str, ModuleType]) -> ModuleType:
+    return modules[__name__]

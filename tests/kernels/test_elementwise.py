@@ -1,0 +1,138 @@
+"""RMSNorm, RoPE and SwiGLU against the reference in float64, forward and backward."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from megatron_synE.kernels import add_rms_norm, override, reference, rms_norm, rope_, selection, swiglu
+from tests.kernels.oracle import check, devices
+
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = [(1, 2), (3, 7), (5, 2, 33), (64, 128), (37, 515), (0, 16)]
+pytestmark = pytest.mark.skipif(not devices(), reason="no compiled kernels were built")
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm(shape, dtype, device):
+    assert selection.choice("rms_norm", device).implementation == "compiled"
+    inputs = [randn(*shape), 1 + 0.1 * randn(shape[-1], seed=1)]
+    check(partial(rms_norm, eps=1e-5), partial(reference.rms_norm, eps=1e-5), inputs, dtype, device)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add_rms_norm(shape, dtype, device):
+    inputs = [randn(*shape), randn(*shape, seed=2), 1 + 0.1 * randn(shape[-1], seed=1)]
+    # The sum is rounded before the norm: with an input that has no rounding left, both orders agree in bf16 too.
+    if dtype == torch.bfloat16:
+        inputs[:2] = [(8 * t).round() / 8 for t in inputs[:2]]
+    check(partial(add_rms_norm, eps=1e-5), partial(reference.add_rms_norm, eps=1e-5), inputs, dtype, device)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 14), (5, 2, 66), (64, 256), (0, 16)])
+def test_swiglu(shape, dtype, device):
+    check(swiglu, reference.swiglu, [4 * randn(*shape)], dtype, device)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_swiglu_saturates_without_nan(device):
+    x = torch.tensor([[-1e4, -90.0, 90.0, 1e4, 1.0, 1.0, 1.0, 1.0]], device=device, requires_grad=True)
+    y = swiglu(x)
+    y.sum().backward()
+    expected = torch.tensor([[0.0, 0.0, 90.0, 1e4]], device=device)
+    torch.testing.assert_close(y.detach(), expected, rtol=1e-6, atol=1e-6)
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "groups", "heads", "dim"), [(1, 1, 3, 2), (13, 2, 4, 6), (50, 3, 10, 64), (0, 1, 3, 8)])
+def test_rope(tokens, groups, heads, dim, dtype, device):
+    angles = torch.outer(torch.arange(64.0), 500000.0 ** (-torch.arange(0, dim, 2) / dim))
+    cos, sin = angles.cos(), angles.sin()
+    positions = torch.randint(0, 64, (tokens,), generator=torch.Generator().manual_seed(3))
+
+    def ours(packed):
+        # The op works in place; a leaf that requires grad cannot be changed, so give it a copy.
+        return rope_(packed.clone(), cos.to(device), sin.to(device), positions.to(device), heads - 1)
+
+    def oracle(packed):
+        return reference.rope(packed, cos.double(), sin.double(), positions, heads - 1)
+
+    check(ours, oracle, [randn(tokens, groups, heads, dim)], dtype, device)
+
+
+@pytest.mark.parametrize("device", devices())
+def test_rope_restarts_and_works_in_place(device):
+    """Two documents packed into one sequence get what each gets alone; value heads stay untouched."""
+    angles = torch.outer(torch.arange(16.0), torch.tensor([1.0, 0.1]))
+    cos, sin = angles.cos().to(device), angles.sin().to(device)
+    packed = randn(12, 2, 4, 4).float().to(device)
+    alone = [rope_(part.clone(), cos, sin, torch.arange(len(part), device=device), 3) for part in packed.split([7, 5])]
+    positions = torch.cat((torch.arange(7), torch.arange(5))).to(device)
+    before = packed.clone()
+    result = rope_(packed, cos, sin, positions, 3)
+    assert result.data_ptr() == packed.data_ptr()
+    assert torch.equal(result, torch.cat(alone))
+    assert torch.equal(result[:, :, 3], before[:, :, 3])
+
+
+@pytest.mark.parametrize("device", devices())
+def test_non_contiguous_inputs(device):
+    x = randn(9, 5, 32).float().to(device)
+    weight = torch.ones(32, device=device)
+    for view in (x.transpose(0, 1), x[:, ::2]):
+        assert torch.equal(rms_norm(view, weight, 1e-5), rms_norm(view.contiguous(), weight, 1e-5))
+        assert torch.equal(swiglu(view), swiglu(view.contiguous()))
+    with pytest.raises(ValueError, match="contiguous"):
+        angles = torch.ones(4, 2, device=device)
+        rope_(x[:, :4, :4].unsqueeze(1).expand(9, 2, 4, 4), angles, angles, torch.zeros(9, dtype=torch.int64), 3)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="weight"):
+        rms_norm(torch.ones(2, 4), torch.ones(3), 1e-5)
+    with pytest.raises(ValueError, match="dtype"):
+        rms_norm(torch.ones(2, 4), torch.ones(4, dtype=torch.bfloat16), 1e-5)
+    with pytest.raises(ValueError, match="residual"):
+        add_rms_norm(torch.ones(2, 4), torch.ones(3, 4), torch.ones(4), 1e-5)
+    with pytest.raises(ValueError, match="even"):
+        swiglu(torch.ones(2, 5))
+
+
+def test_other_dtypes_go_to_the_reference_and_pass_gradcheck():
+    x, weight = randn(3, 6).requires_grad_(), randn(6, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(partial(rms_norm, eps=1e-5), (x, weight))
+    assert torch.autograd.gradcheck(swiglu, (x,))
+
+
+def test_override_runs_the_reference():
+    x, weight = randn(3, 6).float(), torch.ones(6)
+    with override("rms_norm", "reference"):
+        assert selection.choice("rms_norm", "cpu").implementation == "reference"
+        assert torch.equal(rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    assert selection.choice("rms_norm", "cpu").reason != "overridden"
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "swiglu"])
+def test_torch_library_registration(op):
+    """Schema, fake tensors and autograd registration, as torch's own checker sees them."""
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    arguments = {
+        "rms_norm": (x, weight, 1e-5),
+        "add_rms_norm": (x, torch.randn(4, 8, requires_grad=True), weight, 1e-5),
+        "swiglu": (x,),
+    }[op]
+    torch.library.opcheck(getattr(torch.ops.syne, op).default, arguments)

@@ -1,0 +1,91 @@
+"""AdamW, gradient norm and weight-gradient accumulation against torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_synE.kernels import (
+    add_to_main_grad,
+    adamw_,
+    override,
+    reference,
+    scale_,
+    sum_of_squares,
+    wgrad_gemm_accum_fp32,
+)
+from tests.kernels.oracle import devices, relative_error
+
+pytestmark = pytest.mark.skipif(not devices(), reason="no compiled kernels were built")
+HYPER = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("implementation", ["compiled", "reference"])
+@pytest.mark.parametrize("count", [0, 1, 1000, 70001])
+def test_adamw_equals_torch_over_five_steps(count, implementation, device):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(count, generator=generator)
+    expected = start.double().clone().requires_grad_()
+    optimizer = torch.optim.AdamW([expected], **HYPER)
+    param, exp_avg, exp_avg_sq = start.to(device).clone(), *torch.zeros(2, count, device=device).unbind(0)
+    model_param = torch.empty(count, dtype=torch.bfloat16, device=device)
+    for step in range(1, 6):
+        grad = torch.randn(count, generator=generator)
+        expected.grad = grad.double() * 0.5
+        optimizer.step()
+        with override("adamw", implementation):
+            moments = (exp_avg, exp_avg_sq)
+            adamw_(param, grad.to(device), *moments, **HYPER, step=step, grad_scale=0.5, model_param=model_param)
+    assert relative_error(param, expected) <= 1e-6
+    assert torch.equal(model_param, param.bfloat16())
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 12345, 300000])
+def test_sum_of_squares_and_scale(count, dtype, device):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = float(values.double().square().sum())
+    assert sum_of_squares(values.to(device)) == pytest.approx(expected, rel=1e-6)
+    scaled = values.float().to(device).clone()
+    scale_(scaled, 0.25)
+    assert torch.equal(scaled.cpu(), values.float() * 0.25)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 1, 1), (33, 17, 29), (64, 513, 5000), (0, 4, 4)])
+def test_weight_gradient(tokens, inputs, outputs, dtype, device):
+    generator = torch.Generator().manual_seed(2)
+    x, dy = (torch.randn(tokens, n, generator=generator).to(dtype) for n in (inputs, outputs))
+    start = torch.randn(outputs, inputs, generator=generator)
+    expected = start.double() + dy.double().t() @ x.double()
+    main_grad = start.to(device).clone()
+    wgrad_gemm_accum_fp32(x.to(device), dy.to(device), main_grad)
+    plain = start.clone()
+    reference.accumulate_weight_gradient(x, dy, plain)
+    allowed = 1e-5 if dtype == torch.float32 else 2 * relative_error(plain, expected) + 1e-6
+    assert relative_error(main_grad, expected) <= allowed
+
+
+@pytest.mark.parametrize("device", devices())
+def test_add_to_main_grad(device):
+    weight = torch.nn.Parameter(torch.zeros(8, 4, dtype=torch.bfloat16, device=device))
+    gradient = torch.randn(8, 4, device=device).bfloat16()
+    weight.main_grad = torch.ones(8, 4, device=device)
+    assert add_to_main_grad(weight, gradient, torch.tensor(2.0, device=device)) is None
+    assert torch.equal(weight.main_grad, 1 + 2 * gradient.float())
+    weight.grad_added_to_main_grad, weight.zero_out_wgrad = False, True
+    placeholder = add_to_main_grad(weight, gradient)
+    assert weight.grad_added_to_main_grad and placeholder.abs().sum() == 0
+
+
+def test_bad_arguments_are_named():
+    tensors = [torch.zeros(4) for _ in range(4)]
+    with pytest.raises(ValueError, match="one shape"):
+        adamw_(*tensors[:3], torch.zeros(5), **HYPER, step=1)
+    with pytest.raises(ValueError, match="step"):
+        adamw_(*tensors, **HYPER, step=0)
+    with pytest.raises(ValueError, match="main_grad"):
+        wgrad_gemm_accum_fp32(torch.ones(2, 3), torch.ones(2, 4), torch.zeros(4, 3, dtype=torch.bfloat16))
