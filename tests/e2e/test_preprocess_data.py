@@ -1,0 +1,107 @@
+"""tools/preprocess_data.py as a user runs it: exit status, messages, and what lies on disk afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_synE.corpus.indexed import IndexedCorpus, corpus_exists
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "examples" / "data"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_sample_with_the_flags_of_megatron(tmp_path: Path) -> None:
+    done = run(
+        "--input", SAMPLE / "web_*.jsonl", "--output-prefix", tmp_path / "out" / "web", "--json-keys", "text",
+        "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", SAMPLE / "tokenizer",
+        "--append-eod", "--workers", 2, "--log-interval", 100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "480 documents" in done.stdout and "MB/s" in done.stderr
+    corpus = IndexedCorpus(tmp_path / "out" / "web_text_document")
+    assert corpus.num_documents == 480
+    assert all(corpus.document(i)[-1] == 4095 for i in range(480))
+
+
+def bad_input(tmp_path: Path) -> Path:
+    path = tmp_path / "a.jsonl"
+    lines = [b'{"text": "good"}', b'{"text": ', b'{"body": "b"}', b'{"text": "\xff"}', b'{"text": ""}', b'{"text": "too"}']
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def test_bad_lines_are_skipped_counted_and_shown(tmp_path: Path) -> None:
+    path = bad_input(tmp_path)
+    done = run("--input", path, "--output-prefix", tmp_path / "o", "--tokenizer-model", SAMPLE / "tokenizer")
+    assert done.returncode == 0
+    assert IndexedCorpus(tmp_path / "o_text_document").num_documents == 2
+    assert "skipped 4 of 6 lines" in done.stderr
+    for line, reason in ((2, "malformed JSON"), (3, "missing key 'text'"), (4, "not UTF-8"), (5, "empty document")):
+        assert f"1 x {reason}" in done.stderr and f"{path}:{line}: {reason}" in done.stderr
+    sidecar = json.loads((tmp_path / "o_text_document.json").read_text())
+    assert sum(sidecar["source"]["skipped"].values()) == 4
+
+
+ERRORS = {
+    "strict": (["--strict"], "a.jsonl:2: malformed JSON"),
+    "missing input": (["--input", "absent.jsonl"], "absent.jsonl: no such file"),
+    "no match": (["--input", "absent*.jsonl"], "no file matches"),
+    "no document": (["--json-keys", "nothing"], "no usable document"),
+    "missing tokenizer": (["--tokenizer-model", "absent.json"], "no such file"),
+    "unknown hub name": (["--tokenizer-model", "no-such/tokenizer"], "no-such/tokenizer"),
+    "wrong tokenizer type": (["--tokenizer-type", "TikTokenizer"], "holds no tokenizer.model"),
+    "unwritable output": (["--output-prefix", "/proc/nowhere/o"], "/proc/nowhere"),
+    "zero workers": (["--workers", "0"], "--workers must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_user_errors_give_one_message_and_leave_nothing(tmp_path: Path, case: str) -> None:
+    arguments, message = ERRORS[case]
+    out = tmp_path / "out"
+    usual = ["--input", bad_input(tmp_path), "--output-prefix", out / "o", "--tokenizer-model", SAMPLE / "tokenizer"]
+    done = run(*usual, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_shows_no_corpus_and_the_next_run_cleans_up(tmp_path: Path) -> None:
+    """kill -9 while it reads from a pipe that never ends; the old corpus of the prefix stays readable."""
+    prefix, arguments = tmp_path / "o_text_document", ["--tokenizer-model", SAMPLE / "tokenizer"]
+    assert run("--input", bad_input(tmp_path), "--output-prefix", tmp_path / "o", *arguments).returncode == 0
+    before = IndexedCorpus(prefix).fingerprint
+    endless = tmp_path / "endless.jsonl"
+    with open(endless, "w") as file:
+        file.writelines(f'{{"text": "line {i} of very many that take a while"}}\n' for i in range(2_000_000))
+    process = subprocess.Popen(
+        command("--input", endless, "--output-prefix", tmp_path / "o", *arguments),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(path.stat().st_size for path in tmp_path.glob("o_text_document.bin.tmp-*")):
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert len(list(tmp_path.glob("*.tmp-*"))) == 1
+    assert corpus_exists(prefix) and IndexedCorpus(prefix).fingerprint == before
+    assert run("--input", bad_input(tmp_path), "--output-prefix", tmp_path / "o", *arguments).returncode == 0
+    assert list(tmp_path.glob("*.tmp-*")) == []
