@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_synE.config.data import DataConfig, Order, StageConfig, exact
 from megatron_synE.data.mixture import PeriodTable, PeriodTables, numerators, rounded, share_denominator
-from megatron_synE.data.segments import Segment
+from megatron_synE.data.segments import Segment, Timeline
 from megatron_synE.data.strategies import TopicShares, make_strategy
 
 
@@ -66,6 +66,12 @@ def stage_topic_shares(stage: StageConfig) -> TopicShares:
     }
 
 
+def round_shares(shares: Mapping[str, Fraction], stage: Stage) -> dict[str, Fraction]:
+    """Topic shares rounded to a denominator that leaves the stage's weights exact in the period."""
+    new = rounded(list(shares.values()), share_denominator(list(stage.weights.values())))
+    return dict(zip(shares, new, strict=True))
+
+
 class Planner:
     """Plans segments from any sample to the end of the run.
 
@@ -75,9 +81,9 @@ class Planner:
     """
 
     def __init__(
-        self, config: DataConfig, slots: Sequence[Slot], initial_topic_shares: TopicShares, tables: PeriodTables
+        self, config: DataConfig, slots: Sequence[Slot], initial_topic_shares: TopicShares
     ) -> None:
-        self.config, self.slots, self.tables = config, slots, tables
+        self.config, self.slots, self.tables = config, slots, PeriodTables()
         self.stages = make_stages(config)
         self.num_samples = self.stages[-1].end
         self.initial_topic_shares = initial_topic_shares
@@ -110,6 +116,17 @@ class Planner:
         """The stage of a sample; the last one's for the end of the run."""
         return next((stage for stage in self.stages if sample < stage.end), self.stages[-1])
 
+    def timeline(self) -> Timeline:
+        """The whole run from sample 0."""
+        cursors = np.zeros(len(self.slots), np.int64)
+        return Timeline(self.plan(0, cursors, self.initial_topic_shares, "stage"), self.num_samples, self.tables)
+
+    def replan(self, timeline: Timeline, sample: int, topic_shares: TopicShares, reason: str) -> Timeline:
+        """What `timeline` holds before `sample`, and the rest planned anew with these topic shares."""
+        kept = [segment for segment in timeline.segments if segment.start < sample]
+        planned = self.plan(sample, timeline.cursors(sample), topic_shares, reason)
+        return Timeline([*kept, *planned], self.num_samples, self.tables)
+
     def plan(self, start: int, cursors: np.ndarray, topic_shares: TopicShares, reason: str) -> list[Segment]:
         """Segments from sample `start` on, with components standing at `cursors` int64[C]."""
         segments: list[Segment] = []
@@ -129,15 +146,6 @@ class Planner:
         at_start = stage.topic_shares if sample == stage.start and reason != "adjustment" else {}
         scheduled = [shares for point, shares in self.scheduled if point == sample]
         return {**at_start, **(scheduled[-1] if scheduled else {})}
-
-    def share_denominator(self, sample: int) -> int:
-        """The denominator to which topic shares decided at `sample` are rounded."""
-        return share_denominator(list(self.stage_at(sample).weights.values()))
-
-    def round_shares(self, shares: Mapping[str, Fraction], sample: int) -> dict[str, Fraction]:
-        """Topic shares rounded to a denominator that fits the period."""
-        new = rounded(list(shares.values()), self.share_denominator(sample))
-        return dict(zip(shares, new, strict=True))
 
     def _fill(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,16 +12,17 @@ from megatron_synE.corpus.annotations import NO_LABEL
 from megatron_synE.data.cache import IndexCache
 from megatron_synE.data.components import Component, Source
 from megatron_synE.data.curriculum import has_score
-from megatron_synE.data.plan import make_stages
+from megatron_synE.data.strategies.topic_perplexity import bounded
 from megatron_synE.data.stream import DataStream, cache_folder
 
 SHOWN = 5
 
 
-def preflight(config: DataConfig) -> list[str]:
+def preflight(config: DataConfig, state: Mapping[str, Any] | None = None) -> list[str]:
     """Problems of the corpora and annotations, as `file or field: what is wrong; fix`. Call it after `problems()`.
 
     Builds missing indices, so that the run does not have to. Opens every file, even where an earlier one is bad.
+    `state` is the stream's state of the checkpoint that the run continues.
     """
     found: list[str] = []
     components: dict[str, list[Component]] = {}
@@ -36,7 +38,13 @@ def preflight(config: DataConfig) -> list[str]:
         except ValueError as error:
             found.append(f"data.sources.{name}: {error}")
     if not found:
-        found += share_problems(config, components) + exhaustion_problems(config)
+        found += share_problems(config, components)
+    if not found:
+        try:
+            stream = DataStream.build(config, state=state)
+            found += bound_problems(stream) + exhaustion_problems(stream)
+        except ValueError as error:
+            found.append(str(error))
     return found
 
 
@@ -155,16 +163,27 @@ def unknown_topics(where: str, shares: Mapping[str, Share], names: Sequence[str]
     return [f"{where}: unknown topic {name!r}; topics are {', '.join(names)}" for name in shares if name not in names]
 
 
-def exhaustion_problems(config: DataConfig) -> list[str]:
+def bound_problems(stream: DataStream) -> list[str]:
+    """Floors and caps that the number of topics of a source makes impossible."""
+    adjustment, found = stream.config.adjustment, []
+    if adjustment.strategy == "topic_perplexity":
+        for source, shares in stream.planner.initial_topic_shares.items():
+            try:
+                bounded(shares, adjustment.floor, adjustment.cap)
+            except ValueError as error:
+                found.append(f"{error} (source {source})")
+    return found
+
+
+def exhaustion_problems(stream: DataStream) -> list[str]:
     """Components that the plan, as known now, drives past their max_epochs."""
-    stream = DataStream.build(config)
     found = []
-    for stage in make_stages(config):
+    for stage in stream.planner.stages:
         cursors = stream.timeline.cursors(stage.end)
         for component, cursor in zip(stream.components, cursors, strict=True):
             capacity = component.capacity()
             if capacity is not None and cursor > capacity:
-                epochs = cursor * config.seq_length / component.num_tokens
+                epochs = cursor * stream.seq_length / component.num_tokens
                 found.append(
                     f"data.sources.{component.source.name}.max_epochs: {component.source.config.max_epochs}, but "
                     f"{component.name} is read {epochs:.2f} times by the end of stage {stage.name}; raise it, lower "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from megatron_synE.data.components import Component
@@ -97,6 +97,7 @@ class StreamState:
     def segments_for(self, components: Sequence[Component]) -> list[Segment]:
         """The segments with cursors and numerators in the order of `components`; new components stand at 0."""
         place = {recorded["name"]: number for number, recorded in enumerate(self.components)}
+        orders = {component.source.name: component.chain[0][0] for component in components}
         found = []
         for segment in self.segments:
             numerators, cursors = [], []
@@ -104,6 +105,12 @@ class StreamState:
                 number = place.get(component.name)
                 numerators.append(0 if number is None else segment.numerators[number])
                 cursors.append(0 if number is None else segment.cursors[number])
-            content = {**segment.to_json(), "numerators": numerators, "cursors": cursors}
-            found.append(Segment.from_json(content))
+            found.append(
+                replace(
+                    segment,
+                    numerators=tuple(numerators),
+                    cursors=tuple(cursors),
+                    orders={**orders, **segment.orders},
+                )
+            )
         return found

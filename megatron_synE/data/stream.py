@@ -18,8 +18,7 @@ from megatron_synE.data.batches import Batch, assemble
 from megatron_synE.data.cache import IndexCache
 from megatron_synE.data.components import Chain, Component, Source
 from megatron_synE.data.heldout import HeldoutSet
-from megatron_synE.data.mixture import PeriodTables
-from megatron_synE.data.plan import Planner, Slot
+from megatron_synE.data.plan import Planner, Slot, make_stages, round_shares
 from megatron_synE.data.segments import Segment, Timeline
 from megatron_synE.data.state import Decision, StreamState
 from megatron_synE.data.strategies import TopicShares, make_strategy
@@ -69,15 +68,12 @@ class DataStream:
         slots = [
             Slot(c.source.name, c.topic, c.source.config.language, c.capacity()) for c in components
         ]
-        tables = PeriodTables()
-        planner = Planner(config, slots, {}, tables)
-        planner.initial_topic_shares = initial_topic_shares(components, planner)
+        planner = Planner(config, slots, initial_topic_shares(config, components))
         if state is None:
-            segments = planner.plan(0, np.zeros(len(slots), np.int64), planner.initial_topic_shares, "stage")
-            return cls(config, components, planner, Timeline(segments, planner.num_samples, tables), [])
+            return cls(config, components, planner, planner.timeline(), [])
         recorded = StreamState.from_json(state)
         recorded.check_against(config.seq_length, config.seed, components)
-        timeline = Timeline(recorded.segments_for(components), recorded.num_samples, tables)
+        timeline = Timeline(recorded.segments_for(components), recorded.num_samples, planner.tables)
         stream = cls(config, components, planner, timeline, recorded.decisions)
         if recorded.plan != planner.describe():
             at_sample = recorded.sample if at_sample is None else at_sample
@@ -168,7 +164,8 @@ class DataStream:
         previous = self._by_topic(self.decisions[-1].perplexity, shares) if self.decisions else None
         proposals = self.strategy.decide(shares, previous, self._by_topic(perplexity, shares))
         new = {
-            source: self.planner.round_shares(proposal.shares, at_sample) for source, proposal in proposals.items()
+            source: round_shares(proposal.shares, self.planner.stage_at(at_sample))
+            for source, proposal in proposals.items()
         }
         after: TopicShares = {**shares, **new}
         inputs: dict[str, dict[str, float]] = {}
@@ -206,10 +203,7 @@ class DataStream:
         ).to_json()
 
     def _replan(self, sample: int, topic_shares: TopicShares, reason: str) -> None:
-        """Keep what lies before `sample`, plan the rest anew."""
-        kept = [segment for segment in self.timeline.segments if segment.start < sample]
-        segments = self.planner.plan(sample, self.timeline.cursors(sample), topic_shares, reason)
-        self._follow(Timeline([*kept, *segments], self.planner.num_samples, self.planner.tables))
+        self._follow(self.planner.replan(self.timeline, sample, topic_shares, reason))
 
     def _follow(self, timeline: Timeline) -> None:
         self.timeline = timeline
@@ -258,7 +252,7 @@ def cache_folder(config: DataConfig, source: SourceConfig) -> Path:
     return Path(source.prefix).parent / DEFAULT_CACHE_FOLDER
 
 
-def initial_topic_shares(components: Sequence[Component], planner: Planner) -> TopicShares:
+def initial_topic_shares(config: DataConfig, components: Sequence[Component]) -> TopicShares:
     """Topic shares before any stage sets others: by tokens, equal, or as the config gives them."""
     by_source: dict[str, dict[str, Component]] = {}
     for component in components:
@@ -272,7 +266,7 @@ def initial_topic_shares(components: Sequence[Component], planner: Planner) -> T
         elif wanted == "natural":
             tokens = sum(component.num_tokens for component in topics.values())
             natural = {topic: Fraction(component.num_tokens, tokens) for topic, component in topics.items()}
-            shares[source] = planner.round_shares(natural, 0)
+            shares[source] = round_shares(natural, make_stages(config)[0])
         else:
             shares[source] = {topic: exact(wanted.get(topic, 0)) for topic in topics}
     return shares

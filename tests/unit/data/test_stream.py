@@ -1,0 +1,232 @@
+"""The stream as the trainer sees it: layouts, resume, changes of plan, live adjustment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
+from megatron_synE.data import Batch, DataStream
+from tests.helpers.corpora import random_documents, write_corpus
+
+TOPICS = ("law", "history", "others")
+SEQ_LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Two languages, topics in both web sources, Chinese by perplexity, two stages."""
+    folder, rng = tmp_path_factory.mktemp("corpora"), np.random.default_rng(0)
+    prefixes = {}
+    for name in ("web_zh", "web_en", "book_en"):
+        documents = random_documents(rng, 400)
+        topics, perplexity = rng.integers(0, 3, 400), rng.uniform(1, 50, 400)
+        prefixes[name] = write_corpus(folder / name, documents, topics=topics, names=TOPICS, perplexity=perplexity)
+    return DataConfig(
+        sources={
+            "web_zh": SourceConfig(prefixes["web_zh"], "zh", "perplexity_ascending", topics=True),
+            "web_en": SourceConfig(prefixes["web_en"], "en", topics=True, topic_shares="uniform"),
+            "book_en": SourceConfig(prefixes["book_en"], "en"),
+        },
+        stages=[
+            StageConfig("adapt", 300 * SEQ_LENGTH, language_shares={"zh": 0.2, "en": 0.8}),
+            StageConfig("enhance", 200 * SEQ_LENGTH, {"web_zh": 0.5, "book_en": 0.5}, orders={"web_zh": "shuffled"}),
+        ],
+        source_shares={"zh": {"web_zh": 1}, "en": {"web_en": 0.7, "book_en": 0.3}},
+        seq_length=SEQ_LENGTH,
+        heldout_fraction=0.1,
+        adjustment=AdjustmentConfig("topic_perplexity", interval_tokens=100 * SEQ_LENGTH, floor=0.05, cap=0.9),
+    )
+
+
+def through_json(state: dict) -> dict:
+    return json.loads(json.dumps(state))
+
+
+def measured(stream: DataStream, **changed: float) -> dict[str, float]:
+    """A perplexity for each component; names as web_zh__law."""
+    return {name: changed.get(name.replace("/", "__"), 10.0) for name in stream.component_names}
+
+
+def run_layout(stream: DataStream, layout: Callable[[int], list[range]], steps: range) -> list[np.ndarray]:
+    """The rows of each step, read by ranks and micro-batches as `layout` cuts the step, in global order."""
+    rows = []
+    for step in steps:
+        parts = [stream.batch(list(part)).tokens_BS for part in layout(step)]
+        rows.append(np.concatenate(parts))
+    return rows
+
+
+def test_the_order_is_the_same_at_any_layout(config: DataConfig) -> None:
+    def layout(data_parallel_size: int, micro_batch_size: int) -> Callable[[int], list[range]]:
+        per_rank = 8 // data_parallel_size
+        return lambda step: [
+            range(first, first + micro_batch_size)
+            for rank in range(data_parallel_size)
+            for first in range(step * 8 + rank * per_rank, step * 8 + (rank + 1) * per_rank, micro_batch_size)
+        ]
+
+    expected = run_layout(DataStream.build(config), layout(1, 8), range(30, 50))
+    for data_parallel_size, micro_batch_size in ((1, 1), (2, 2), (2, 4), (4, 1), (4, 2), (8, 1)):
+        found = run_layout(DataStream.build(config), layout(data_parallel_size, micro_batch_size), range(30, 50))
+        assert all((a == b).all() for a, b in zip(expected, found, strict=True))
+
+
+def test_resume_in_the_middle_of_a_segment_reads_the_same(config: DataConfig) -> None:
+    stream = DataStream.build(config)
+    stream.adjust(0, measured(stream))
+    stream.adjust(100, measured(stream, web_zh__law=20.0))
+    state = through_json(stream.state_dict())
+    resumed = DataStream.build(config, state=state)
+    samples = np.arange(stream.num_samples)
+    assert all((a == b).all() for a, b in zip(stream.locate(samples), resumed.locate(samples), strict=True))
+    assert (stream.batch(samples[130:500]).tokens_BS == resumed.batch(samples[130:500]).tokens_BS).all()
+    assert through_json(resumed.state_dict()) == state
+    for both in (stream, resumed):
+        both.adjust(200, measured(both, web_en__history=30.0))
+    assert through_json(stream.state_dict()) == through_json(resumed.state_dict())
+
+
+def test_training_never_reads_a_heldout_document(config: DataConfig) -> None:
+    stream = DataStream.build(replace(config, isolate_documents=True))
+    seen: dict[str, set[tuple[int, ...]]] = {name: set() for name in stream.component_names}
+    for number in range(stream.num_samples):
+        batch = stream.batch([number])
+        seen[stream.component_names[batch.component_B[0]]] |= pieces(batch)
+    for name, heldout in stream.heldout().items():
+        order = heldout.documents.order
+        documents = {tuple(heldout.documents.corpus.document(d).tolist()) for d in order}
+        assert documents and documents.isdisjoint(seen[name])
+
+
+def pieces(batch: Batch) -> set[tuple[int, ...]]:
+    assert batch.cu_seqlens is not None
+    tokens = batch.tokens_BS[0].tolist()
+    return {tuple(tokens[a:b]) for a, b in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)}
+
+
+def test_language_ratio_never_moves_while_topics_do(config: DataConfig) -> None:
+    stream, rng = DataStream.build(config), np.random.default_rng(5)
+    shares: list[tuple[int, dict[str, float]]] = []
+    while (sample := stream.next_adjustment_sample(shares[-1][0] + 1 if shares else 0)) is not None and sample < 300:
+        stream.adjust(sample, {name: float(rng.uniform(5, 50)) for name in stream.component_names})
+        numerators = stream.timeline.at(sample).numerators
+        by_source: dict[str, Fraction] = {}
+        for name, count in zip(stream.component_names, numerators, strict=True):
+            source = name.split("/")[0]
+            by_source[source] = by_source.get(source, Fraction(0)) + Fraction(count, sum(numerators))
+        assert by_source == {"web_zh": Fraction(1, 5), "web_en": Fraction(14, 25), "book_en": Fraction(6, 25)}
+        shares.append((sample, stream.shares(sample)))
+    assert [sample for sample, _ in shares] == [0, 100, 200]
+    assert len({tuple(values.values()) for _, values in shares}) == 3
+
+
+def test_a_rising_topic_gets_more_and_the_decision_is_recorded(config: DataConfig) -> None:
+    stream = DataStream.build(config)
+    assert stream.adjust(0, measured(stream)) is None
+    before = stream.shares(150)
+    decision = stream.adjust(104, measured(stream, web_zh__law=11.0, web_zh__others=8.0))
+    assert decision is not None and decision.changed and decision.at_tokens == 104 * SEQ_LENGTH
+    assert decision.inputs["delta"]["web_zh/law"] == 0.5 and decision.inputs["factor"]["web_zh/others"] == 0.8
+    after = stream.shares(150)
+    assert after["web_zh/law"] > before["web_zh/law"] and after["web_zh/others"] < before["web_zh/others"]
+    assert {n: s for n, s in after.items() if "zh" not in n} == {n: s for n, s in before.items() if "zh" not in n}
+    assert stream.shares(103) == before and stream.timeline.at(104).reason == "adjustment"
+    assert stream.state_dict()["decisions"][1]["shares_after"] == decision.shares_after
+
+
+def test_when_measurements_are_due(config: DataConfig) -> None:
+    first, second = config.stages
+    stages = [replace(first, adjust=False), second, replace(second, name="third", adjust=False)]
+    stream = DataStream.build(replace(config, stages=stages))
+    assert stream.next_adjustment_sample(0) == 300
+    stream.adjust(304, measured(stream))
+    assert stream.next_adjustment_sample(304) == stream.next_adjustment_sample(305) == 400
+    assert stream.next_adjustment_sample(404) == 404
+    stream.adjust(404, measured(stream))
+    assert stream.next_adjustment_sample(405) is None
+    assert DataStream.build(replace(config, adjustment=AdjustmentConfig())).next_adjustment_sample(0) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_perplexity_that_is_no_number_is_refused(config: DataConfig, value: float | None) -> None:
+    stream = DataStream.build(config)
+    perplexity = measured(stream)
+    perplexity["web_en/law"] = value  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="perplexity of web_en/law"):
+        stream.adjust(0, perplexity)
+    assert stream.state_dict()["decisions"] == []
+
+
+def test_a_changed_plan_begins_where_the_checkpoint_stands(config: DataConfig) -> None:
+    old = DataStream.build(config)
+    stages = [replace(config.stages[0], language_shares={"zh": 0.5, "en": 0.5}), config.stages[1]]
+    changed = replace(config, stages=stages)
+    with pytest.raises(ValueError, match="samples consumed"):
+        DataStream.build(changed, state=through_json(old.state_dict()))
+    new = DataStream.build(changed, state=through_json(old.state_dict(120)))
+    assert new.timeline.at(120).reason == "config" and new.timeline.at(120).start == 120
+    samples = np.arange(120)
+    assert all((a == b).all() for a, b in zip(old.locate(samples), new.locate(samples), strict=True))
+    assert new.shares(119) == old.shares(119) and new.shares(120)["book_en"] == 0.15
+    component, index = new.locate(np.arange(new.num_samples))
+    for c in range(len(new.component_names)):
+        assert (index[component == c] == np.arange((component == c).sum())).all()
+
+
+def test_a_new_source_may_join_and_a_used_one_may_not_leave(config: DataConfig, tmp_path: Path) -> None:
+    state = through_json(DataStream.build(config).state_dict(100))
+    prefix = write_corpus(tmp_path / "new", random_documents(np.random.default_rng(9), 100))
+    sources = {"synthesis": SourceConfig(prefix, "en"), **config.sources}
+    stages = [config.stages[0], StageConfig("enhance", 200 * SEQ_LENGTH, {"synthesis": 1})]
+    joined = DataStream.build(replace(config, sources=sources, stages=stages), state=state)
+    assert joined.shares(50)["synthesis"] == 0 and joined.shares(400)["synthesis"] == 1
+    fewer = {name: source for name, source in config.sources.items() if name != "book_en"}
+    stages = [StageConfig("adapt", 500 * SEQ_LENGTH, {"web_zh": 1})]
+    with pytest.raises(ValueError, match="'book_en' of the checkpoint is gone"):
+        DataStream.build(replace(config, sources=fewer, stages=stages, source_shares={}), state=state)
+
+
+def test_states_that_do_not_fit_are_refused_with_all_reasons(config: DataConfig) -> None:
+    state = through_json(DataStream.build(config).state_dict())
+    other = replace(config, seq_length=32, seed=7, heldout_fraction=0.2)
+    with pytest.raises(ValueError) as error:
+        DataStream.build(other, state=state)
+    for field in ("data.seq_length", "data.seed", "data.sources.book_en"):
+        assert field in str(error.value)
+    with pytest.raises(ValueError, match="format version"):
+        DataStream.build(config, state={})
+    with pytest.raises(ValueError, match="incomplete or damaged"):
+        DataStream.build(config, state={"format_version": 1})
+
+
+def test_stage_order_overrides_apply_to_what_is_left(config: DataConfig) -> None:
+    stream = DataStream.build(config)
+    web = next(component for component in stream.components if component.name == "web_zh/law")
+    cursor = int(stream.timeline.cursors(300)[stream.component_names.index("web_zh/law")])
+    assert web.chain == (("perplexity_ascending", 0), ("shuffled", cursor * SEQ_LENGTH))
+
+
+def test_an_exhausted_component_stops_the_run_when_it_is_reached(config: DataConfig) -> None:
+    sources = {**config.sources, "book_en": replace(config.sources["book_en"], max_epochs=0.1)}
+    stream = DataStream.build(replace(config, sources=sources))
+    stream.batch(range(50))
+    with pytest.raises(ValueError, match=r"book_en has used up its 0\.1 epochs at sample \d+.*max_epochs"):
+        stream.batch(range(stream.num_samples - 50, stream.num_samples))
+
+
+def test_numpy_fallback_gives_the_same_stream(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from megatron_synE.data import fallback, native
+
+    expected = DataStream.build(config).batch(range(250, 350))
+    monkeypatch.setattr(native, "implementation", lambda: fallback)
+    found = DataStream.build(replace(config, cache_dir=str(tmp_path / "cache"))).batch(range(250, 350))
+    assert (expected.tokens_BS == found.tokens_BS).all() and (expected.component_B == found.component_B).all()
