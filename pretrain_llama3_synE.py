@@ -85,6 +85,7 @@ def summary(run: Any) -> list[str]:
 def quiet_megatron() -> None:
     """megatron-core warns of every optional package that is absent; tools/doctor.py tells what is used instead."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed.*deprecated", category=FutureWarning)
 
 
 if __name__ == "__main__":

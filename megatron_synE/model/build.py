@@ -9,6 +9,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
+from megatron_synE.kernels import install_gradient_accumulation_fusion
+from megatron_synE.model.fused_llama import FusedLlamaModel
 from megatron_synE.model.layer_specs import block_spec
 from megatron_synE.model.llama import LlamaModel
 from megatron_synE.model.rope import inverse_frequencies
@@ -27,6 +29,8 @@ def build_model_chunks(
 
     Needs megatron-core's process groups (`megatron_synE.runtime.initialize`).
     """
+    if model.transformer_impl == "fused":
+        install_gradient_accumulation_fusion()
     config = make_transformer_config(architecture, model, parallel, precision, device=device)
     virtual = parallel.virtual_pipeline_model_parallel_size
     stages: list[int | None] = list(range(virtual)) if virtual else [None]
@@ -41,7 +45,8 @@ def _build_chunk(
     vp_stage: int | None,
     device: torch.device,
 ) -> LlamaModel:
-    chunk = LlamaModel(
+    model_class = FusedLlamaModel if model.transformer_impl == "fused" else LlamaModel
+    chunk = model_class(
         config=config,
         transformer_layer_spec=block_spec(config, model.transformer_impl, vp_stage),
         vocab_size=padded_vocab_size(architecture.vocab_size, model, parallel),

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_synE.model.attention import DotProductAttention
+from megatron_synE.model.fused_layer import FusedRMSNorm, fused_layer_spec
 from megatron_synE.model.norm import RMSNorm
 
 # Checkpoints carry the names of Transformer Engine's fused norm-and-linear layers, as megatron-core's own specs do,
@@ -55,7 +56,29 @@ def block_spec(config: TransformerConfig, transformer_impl: str, vp_stage: int |
     Raises:
         ValueError: the implementation is unknown or not installed.
     """
-    if transformer_impl != "local":
-        raise ValueError(f"model.transformer_impl: {transformer_impl} is not available; use local")
     num_layers = get_num_layers_to_build(config, vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[local_layer_spec()] * num_layers, layer_norm=RMSNorm)
+    if transformer_impl == "local":
+        return TransformerBlockSubmodules(layer_specs=[local_layer_spec()] * num_layers, layer_norm=RMSNorm)
+    if transformer_impl == "fused":
+        layers = [fused_layer_spec(CHECKPOINT_NAMES)] * num_layers
+        return TransformerBlockSubmodules(layer_specs=layers, layer_norm=FusedRMSNorm)
+    if transformer_impl == "transformer_engine":
+        return transformer_engine_block(num_layers)
+    raise ValueError(f"model.transformer_impl: {transformer_impl} is unknown; use local, fused or transformer_engine")
+
+
+def transformer_engine_block(num_layers: int) -> TransformerBlockSubmodules:
+    """megatron-core's own layers on NVIDIA's Transformer Engine.
+
+    Raises:
+        ValueError: Transformer Engine is not installed, with what to install.
+    """
+    from megatron.core.models.gpt import gpt_layer_specs
+
+    if not gpt_layer_specs.HAVE_TE:
+        raise ValueError(
+            "model.transformer_impl: transformer_engine is not installed; on a machine with an NVIDIA GPU and CUDA "
+            "run `pip install --no-build-isolation 'transformer-engine[pytorch]'`, or use model.transformer_impl fused"
+        )
+    spec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec()
+    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=gpt_layer_specs.TENorm)

@@ -27,6 +27,7 @@ def make_transformer_config(
 ) -> TransformerConfig:  # fmt: skip
     """megatron-core's configuration of this Llama under this layout."""
     dtype = DTYPES[precision.dtype]
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     return TransformerConfig(
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
@@ -49,6 +50,10 @@ def make_transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        # With two stages, batched sends and receives of the interleaved schedule would meet between the same two
+        # processes and be taken for each other; overlapped ones are issued one by one.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         bf16=precision.dtype == "bf16",
         use_cpu_initialization=device.type == "cpu",
         # The loss is a sum over tokens; finalize_model_grads divides once by the global number of valid tokens.
@@ -58,7 +63,7 @@ def make_transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=model.transformer_impl == "fused",
         **_recompute(model),
         **_fp8(precision),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def _run(rank: int, world_size: int, port: int, folder: str, fn: Callable[..., A
         OMP_NUM_THREADS="1",
     )
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     try:
         result = fn(*args)
     except Exception:

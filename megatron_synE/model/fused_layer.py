@@ -1,0 +1,135 @@
+"""A Llama layer on the kernels of `megatron_synE.kernels`.
+
+Parameters, their names and their parallelism are megatron-core's; only the arithmetic between its parallel linear
+layers changes. Legend: S sequence, B batch, H hidden, G query groups of this process, R query heads of a group,
+D head channels, N = S * B.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_synE.kernels import add_rms_norm, causal_attention, rms_norm, rope_, swiglu
+from megatron_synE.model.norm import RMSNorm
+from megatron_synE.model.sequence_layout import gather_sequence, sequence_layout
+
+
+class FusedRMSNorm(RMSNorm):
+    """RMSNorm in one pass, with the residual addition where one stands before it."""
+
+    def forward(self, hidden_SBH: torch.Tensor) -> torch.Tensor:
+        return rms_norm(hidden_SBH, self.weight, self.eps)
+
+    def add_and_norm(self, update_SBH: torch.Tensor, residual_SBH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(residual + update), residual + update)."""
+        return add_rms_norm(update_SBH, residual_SBH, self.weight, self.eps)
+
+
+class AddNorm(FusedRMSNorm):
+    """The norm before the MLP: called with the attention's output and the residual."""
+
+    def forward(self, update_SBH: torch.Tensor, residual_SBH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return self.add_and_norm(update_SBH, residual_SBH)
+
+
+class FusedSelfAttention(SelfAttention):
+    """Self-attention that rotates Q and K inside the packed projection and never repeats K and V.
+
+    Under context parallelism it gathers the keys and values of the whole sequence.
+    """
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if config.num_query_groups < config.tensor_model_parallel_size:
+            raise ValueError(
+                f"parallel.tensor_model_parallel_size: {config.tensor_model_parallel_size} is more than the "
+                f"{config.num_query_groups} query groups; lower it, or use model.transformer_impl local"
+            )
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_SBH: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        rotary_pos_emb: torch.Tensor,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns `[S, B, H]` and a bias (None). `attention_mask` is ignored: causal inside each document."""
+        projected, _ = self.linear_qkv(hidden_SBH)
+        seq_length, batch, _ = projected.shape
+        groups, dim = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
+        repeats = self.num_attention_heads_per_partition // groups
+        cp_group = self.pg_collection.cp
+        layout = sequence_layout(rotary_pos_emb, packed_seq_params, seq_length, batch, cp_group)
+        packed_NGJD = projected.view(seq_length * batch, groups, repeats + 2, dim)
+        packed_NGJD = rope_(packed_NGJD, layout.cos_PD, layout.sin_PD, layout.positions_N, repeats + 1)
+        query, key_value = packed_NGJD.view(seq_length, batch, groups, repeats + 2, dim).split((repeats, 2), dim=3)
+        key, value = gather_sequence(key_value, cp_group).unbind(3)
+        context_SBGRD = causal_attention(query, key, value, 1 / math.sqrt(dim), layout.spans)
+        return self.linear_proj(context_SBGRD.reshape(seq_length, batch, -1))
+
+
+class FusedMLP(MLP):
+    """The gated MLP with SwiGLU in one pass."""
+
+    def forward(self, hidden_SBH: torch.Tensor, **unused: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        gate_and_up, _ = self.linear_fc1(hidden_SBH)
+        return self.linear_fc2(swiglu(gate_and_up))
+
+
+class FusedTransformerLayer(TransformerLayer):
+    """norm, attention, add + norm, MLP, add."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        rotary_pos_emb: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        inference_context: Any = None,
+        **unused: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """`[S, B, H]` → `[S, B, H]`, and None where megatron-core's layer returns a cross-attention context."""
+        if inference_context is not None or rotary_pos_emb is None:
+            raise ValueError("model.transformer_impl: fused is for training and scoring; use local for inference")
+        attended, _ = self.self_attention(
+            self.input_layernorm(hidden_states), rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params
+        )
+        normed, residual = self.pre_mlp_layernorm(attended, hidden_states)
+        update, _ = self.mlp(normed)
+        return residual + update, None
+
+
+def fused_layer_spec(checkpoint_names: dict[str, str]) -> ModuleSpec:
+    """The layer above on megatron-core's tensor-parallel linear layers."""
+    attention = ModuleSpec(
+        module=FusedSelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear, core_attention=IdentityOp, linear_proj=RowParallelLinear
+        ),
+    )
+    mlp = ModuleSpec(
+        module=FusedMLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    )
+    return ModuleSpec(
+        module=FusedTransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=FusedRMSNorm,
+            self_attention=attention,
+            pre_mlp_layernorm=AddNorm,
+            mlp=mlp,
+            sharded_state_dict_keys_map=checkpoint_names,
+        ),
+    )
