@@ -230,18 +230,23 @@ class DataStream:
 
 
 def open_components(config: DataConfig, cache_builder: bool = True) -> list[Component]:
-    """The components of a config: a source in one piece, or each of its topics that has documents."""
+    """The components of a config: a source in one piece, or each of its topics that has documents.
+
+    In the order of the sources' names: equal claims on a sample go to the first, so the order in a file must not count.
+    """
     first_orders: dict[str, Order] = {name: source.order for name, source in config.sources.items()}
     if config.stages:
         first_orders |= config.stages[0].orders
     components = []
-    for name, source_config in config.sources.items():
+    for name, source_config in sorted(config.sources.items()):
         cache = IndexCache(cache_folder(config, source_config), cache_builder)
         source = Source(name, source_config, config.heldout_fraction_of(name), cache)
         for topic in source.topic_names if source_config.topics else [None]:
             component = Component(source, topic, first_orders[name], config.seq_length, config.seed)
-            if topic is None or component.num_tokens:
+            if component.num_tokens:
                 components.append(component)
+            elif topic is None:
+                raise ValueError(f"data.sources.{name}: {source_config.prefix} has no document to train on; add some")
     return components
 
 

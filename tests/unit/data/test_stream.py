@@ -193,6 +193,16 @@ def test_a_new_source_may_join_and_a_used_one_may_not_leave(config: DataConfig, 
         DataStream.build(replace(config, sources=fewer, stages=stages, source_shares={}), state=state)
 
 
+def test_the_order_of_sources_in_the_file_does_not_matter(config: DataConfig) -> None:
+    stream = DataStream.build(config)
+    turned = DataStream.build(
+        replace(config, sources=dict(reversed(config.sources.items()))), state=through_json(stream.state_dict())
+    )
+    assert turned.component_names == stream.component_names
+    samples = np.arange(stream.num_samples)
+    assert all((a == b).all() for a, b in zip(stream.locate(samples), turned.locate(samples), strict=True))
+
+
 def test_states_that_do_not_fit_are_refused_with_all_reasons(config: DataConfig) -> None:
     state = through_json(DataStream.build(config).state_dict())
     other = replace(config, seq_length=32, seed=7, heldout_fraction=0.2)
