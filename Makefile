@@ -1,0 +1,61 @@
+# make quickstart   from nothing to a trained, exported model in a few minutes
+# make test         everything that must hold
+# make check        linter, type checker, fast tests
+# make bench        the CPU benchmarks
+# make clean        drop .venv, builds and quick-start runs
+
+# Python 3.11 or 3.12; another one: make PYTHON=/path/to/python3.12 ...
+PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
+	$$python -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
+BUILT_FROM := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
+TEST_EXTRAS := dev,plot,parquet,zstd,llama3-tokenizer
+# Most tests start processes of their own, so two workers keep two cores busy; a file stays in one worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: help quickstart test check bench clean slurm
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+quickstart: .venv/.base
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
+
+test: .venv/.dev slurm
+	$(PYTEST) -rs tests
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) -m "not slow" tests/unit
+
+bench: .venv/.dev
+	@for script in cpu_step stream tokenize_corpus checkpoint; do \
+		echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+clean:
+	rm -rf .venv build *.egg-info megatron_synE/*.so runs/quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Build tools first and then no build isolation: everything that is installed is pinned. What is there is kept.
+.venv/.base: $(BUILT_FROM) | $(BIN)/python
+	@echo "installing into .venv (the first time takes a few minutes)"
+	$(PIP) setuptools wheel pybind11
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: $(BUILT_FROM) | $(BIN)/python
+	@echo "installing into .venv (the first time takes a few minutes)"
+	$(PIP) setuptools wheel pybind11
+	$(PIP) --no-build-isolation --editable '.[$(TEST_EXTRAS)]'
+	@touch $@ .venv/.base
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# The Slurm test needs Debian's packages; where they cannot be had it is skipped and says so.
+slurm:
+	@if ! command -v slurmctld munged >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 \
+		|| echo "Slurm could not be installed: its test is skipped"; fi
