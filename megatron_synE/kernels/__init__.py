@@ -10,20 +10,22 @@ from megatron_synE.kernels.swiglu import swiglu
 from megatron_synE.kernels.weight_gradient import (
     add_to_main_grad,
     install_gradient_accumulation_fusion,
+    placeholder_gradient,
     wgrad_gemm_accum_fp32,
 )
 
 __all__ = [
     "Choice",
     "Span",
+    "adamw_",
     "add_rms_norm",
     "add_to_main_grad",
-    "adamw_",
     "causal_attention",
     "choice",
     "install_gradient_accumulation_fusion",
     "linear_cross_entropy",
     "override",
+    "placeholder_gradient",
     "rms_norm",
     "rope_",
     "scale_",

@@ -54,15 +54,21 @@ def accumulate_(main_grad_OI: torch.Tensor, input_NI: torch.Tensor, grad_output_
 def add_to_main_grad(
     weight: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """weight.main_grad += scale * gradient, `scale` an fp32 scalar tensor (None: 1); returns what a backward pass hands autograd for the weight.
-
-    megatron-core's data-parallel hook needs a gradient to arrive, and skips it where `grad_added_to_main_grad` is set.
-    """
+    """weight.main_grad += scale * gradient, `scale` an fp32 scalar tensor (None: 1); returns its `placeholder_gradient`."""
     main_grad = weight.main_grad
     if is_compiled("weight_gradient", gradient, main_grad) and main_grad.dtype == torch.float32:
         _accumulate(main_grad, gradient, scale)
     else:
         main_grad.add_(gradient if scale is None else gradient * scale)
+    return placeholder_gradient(weight)
+
+
+def placeholder_gradient(weight: torch.Tensor) -> torch.Tensor | None:
+    """What a backward pass that has added to `weight.main_grad` hands autograd for the weight.
+
+    megatron-core's data-parallel hook needs a gradient to arrive, and skips it where `grad_added_to_main_grad` is set;
+    where `zero_out_wgrad` is set it adds the gradient nevertheless.
+    """
     if not hasattr(weight, "grad_added_to_main_grad"):
         return None
     weight.grad_added_to_main_grad = True

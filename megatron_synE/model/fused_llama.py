@@ -25,6 +25,8 @@ class FusedLlamaModel(LlamaModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # The layers look up each token's position in the table of the whole sequence.
+        self.rotary_pos_emb.cp_group = None
         # GPTModel names the classes of both ends itself. They keep their weights and their place in the module tree
         # (the data-parallel wrapper hooks modules), and only compute differently.
         if self.pre_process:

@@ -22,8 +22,8 @@ from megatron_synE.kernels import Span
 class SequenceLayout:
     """What attention and RoPE need to know about the tokens of one micro-batch."""
 
-    spans: list[Span] | None
-    """Which keys each run of local queries sees; None: all of one causal sequence."""
+    spans: list[Span]
+    """Which keys each run of local queries sees."""
     positions_N: torch.Tensor
     """Row of the tables for each token, int64."""
     cos_PD: torch.Tensor
@@ -70,8 +70,7 @@ def sequence_layout(
 ) -> SequenceLayout:
     """The layout of `seq_length` local tokens of `batch` sequences; found once for all layers of a micro-batch.
 
-    `rotary_pos_emb` holds megatron-core's angles `[P, 1, 1, D]`: of this process's tokens, or, for packed documents,
-    of the positions inside a document.
+    `rotary_pos_emb` holds megatron-core's angles `[P, 1, 1, D]` of the positions of a whole sequence or document.
     """
     key = rotary_pos_emb if packed_seq_params is None else packed_seq_params.cu_seqlens_q
     known = _layouts.get(key)
@@ -79,16 +78,11 @@ def sequence_layout(
         return known[1]
     angles = rotary_pos_emb[:, 0, 0, : rotary_pos_emb.shape[-1] // 2].float()
     size, rank = cp_group.size(), cp_group.rank()
-    spans = None
-    if packed_seq_params is not None:
-        assert batch == 1, "packed documents stand in one row"
-        spans = document_spans(seq_length, rank, size, packed_seq_params.cu_seqlens_q.tolist())
-        runs = [torch.arange(s.query_end - s.query_begin) + _first_position(s) for s in spans]
-        positions = torch.cat(runs).to(angles.device)
-    else:
-        if size > 1:
-            spans = document_spans(seq_length, rank, size, None)
-        positions = torch.arange(seq_length, device=angles.device).repeat_interleave(batch)
+    boundaries = None if packed_seq_params is None else packed_seq_params.cu_seqlens_q.tolist()
+    assert boundaries is None or batch == 1, "packed documents stand in one row"
+    spans = document_spans(seq_length, rank, size, boundaries)
+    runs = [torch.arange(s.query_end - s.query_begin) + _first_position(s) for s in spans]
+    positions = torch.cat(runs).to(angles.device).repeat_interleave(batch)
     layout = SequenceLayout(spans, positions, angles.cos(), angles.sin())
     _layouts[key] = ((seq_length, batch), layout)
     return layout

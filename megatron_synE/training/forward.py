@@ -43,6 +43,7 @@ def _forward_step(data_iterator: Any, model: torch.nn.Module, num_components: in
         position_ids=batch.position_ids_BS,
         attention_mask=None,
         labels=batch.labels_BS,
+        loss_mask=batch.loss_mask_BS,
         packed_seq_params=batch.packed_seq_params,
     )
     return output, partial(_loss, batch=batch, num_components=num_components)

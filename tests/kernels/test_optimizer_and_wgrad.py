@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megatron_synE.kernels import (
-    add_to_main_grad,
     adamw_,
+    add_to_main_grad,
     override,
     reference,
     scale_,
