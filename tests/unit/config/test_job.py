@@ -1,0 +1,110 @@
+"""Command line and YAML, and contradictions: all told at once, each with its field and a fix."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from megatron_synE.config.job import JobConfig
+from megatron_synE.config.model import PRESETS, LlamaArchitecture, ModelConfig
+from megatron_synE.config.parse import parse_job
+
+DATA = ["--data.sources", '{"web": {"prefix": "web"}}', "--data.stages", '[{"name": "one", "tokens": 99999, "weights": {"web": 1}}]',
+        "--data.seq_length", "128"]  # fmt: skip
+
+
+def job(*arguments: str) -> JobConfig:
+    return parse_job([*DATA, "--model.preset", "llama3_tiny", *arguments])
+
+
+def test_a_good_job_has_no_problems() -> None:
+    assert job().problems(world_size=1) == []
+
+
+def test_command_line_overrides_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("model: {preset: tinyllama_1_1b}\noptimizer: {lr: 3.0e-4, weight_decay: 0.0}\n", encoding="utf-8")
+    parsed = parse_job(["--config", str(file), "--optimizer.lr", "1e-3"])
+    assert parsed.model.preset == "tinyllama_1_1b"
+    assert parsed.optimizer.lr == 1e-3
+    assert parsed.optimizer.weight_decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.colour", "red"], "model.colour"),
+        (["--training.micro_batch_size", "many"], "training.micro_batch_size"),
+        (["--precision.dtype", "fp16"], "precision.dtype"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_what_cannot_be_parsed_is_named(arguments: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        job(*arguments)
+
+
+def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("training: {global_batch: 3}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="global_batch"):
+        parse_job(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "world_size", "field"),
+    [
+        (["--parallel.tensor_model_parallel_size", "3"], 3, "model.num_attention_heads 8"),
+        (["--parallel.pipeline_model_parallel_size", "3"], 3, "model.num_layers 4"),
+        (["--parallel.tensor_model_parallel_size", "2"], 3, "multiple of 2 processes, but 3 were started"),
+        (["--parallel.sequence_parallel", "true"], 1, "parallel.sequence_parallel"),
+        (["--parallel.virtual_pipeline_model_parallel_size", "2"], 1, "parallel.pipeline_model_parallel_size of 2"),
+        (["--parallel.overlap_param_gather", "true", "--parallel.overlap_grad_reduce", "false"], 1, "overlap_param_gather"),
+        (["--training.global_batch_size", "7"], 2, "training.global_batch_size: 7 is not divisible"),
+        (["--training.micro_batch_size", "0"], 1, "training.micro_batch_size: 0"),
+        (["--training.train_steps", "0"], 1, "training.train_steps: 0"),
+        (["--optimizer.lr", "-1"], 1, "optimizer.lr: -1"),
+        (["--optimizer.adam_beta2", "1"], 1, "optimizer.adam_beta2"),
+        (["--schedule.warmup_tokens", "5", "--schedule.warmup_steps", "5"], 1, "schedule.warmup_tokens"),
+        (["--schedule.style", "cosine", "--schedule.decay_steps", "5"], 1, "schedule.decay"),
+        (["--data.seq_length", "4096"], 1, "data.seq_length: 4096 is longer"),
+        (["--precision.fp8", "hybrid"], 1, "precision.fp8: needs model.transformer_impl transformer_engine"),
+        (["--model.num_query_groups", "3"], 1, "model.num_query_groups 3"),
+        (["--checkpoint.save_interval_steps", "5"], 1, "checkpoint.save_interval_steps"),
+        (["--logging.peak_tflops", "0"], 1, "logging.peak_tflops"),
+        (["--evaluation.interval_steps", "0"], 1, "evaluation.interval_steps"),
+    ],
+)
+def test_contradictions_name_field_and_fix(arguments: list[str], world_size: int, field: str) -> None:
+    problems = job(*arguments).problems(world_size)
+    assert any(field in problem for problem in problems), problems
+
+
+def test_the_interleaved_schedule_needs_a_multiple_of_the_stages() -> None:
+    arguments = ["--parallel.pipeline_model_parallel_size", "2", "--parallel.virtual_pipeline_model_parallel_size", "2",
+                 "--training.global_batch_size", "3"]  # fmt: skip
+    assert any("interleaved schedule" in problem for problem in job(*arguments).problems(2))
+
+
+def test_all_problems_come_together() -> None:
+    problems = job("--optimizer.lr", "0", "--training.global_batch_size", "3", "--logging.interval_steps", "0").problems(2)
+    assert len(problems) == 3
+
+
+def test_presets_are_the_published_sizes() -> None:
+    assert PRESETS["llama3_8b"].num_parameters() == 8_030_261_248
+    assert PRESETS["llama3_70b"].num_parameters() == 70_553_706_496
+    assert PRESETS["tinyllama_1_1b"].num_parameters() == 1_100_048_384
+
+
+def test_fields_override_preset_and_hf_model() -> None:
+    assert ModelConfig(preset="llama3_8b", num_layers=2).architecture().num_layers == 2
+    base = LlamaArchitecture(3, 64, 128, 4, 2, 100)
+    assert ModelConfig(rotary_base=1e4).architecture(base) == dataclasses.replace(base, rotary_base=1e4)
+
+
+def test_sizes_must_come_from_somewhere() -> None:
+    with pytest.raises(ValueError, match=r"num_layers, hidden_size.*model\.preset"):
+        ModelConfig(vocab_size=10).architecture()

@@ -1,0 +1,86 @@
+"""metrics.jsonl: one line per event, each step once, also after a crash and a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from megatron_synE.training.metrics import MetricsWriter, ProgressLine
+from megatron_synE.training.throughput import make_throughput
+from tests.helpers.training import ARCHITECTURE
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_resuming_drops_what_comes_after(tmp_path: Path) -> None:
+    first = MetricsWriter(tmp_path, resumed_step=0, tensorboard=False)
+    for step in range(1, 6):
+        first.write("step", step, {"loss": float(step)})
+    first.close()
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"kind": "step", "st')  # killed while writing
+    second = MetricsWriter(tmp_path, resumed_step=3, tensorboard=False)
+    second.write("step", 4, {"loss": 40.0, "by": {"a": math.nan}})
+    second.close()
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
+    assert lines(tmp_path)[-1]["by"] == {"a": None}, "JSON has no nan"
+
+
+def test_tensorboard_gets_nested_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = MetricsWriter(tmp_path, resumed_step=0, tensorboard=True)
+    writer.write("step", 1, {"loss": 2.5, "loss_by_component": {"web/maths": 3.5}, "updated": True})
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["step/loss", "step/loss_by_component/web/maths"]
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    writer = MetricsWriter(None, resumed_step=0, tensorboard=True)
+    writer.write("step", 1, {"loss": 1.0})
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_plain_and_rare_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLine(first_step=0, last_step=50, show=True)
+    for step in range(1, 51):
+        progress.step(step, "loss 1")
+    progress.note("done")
+    progress.close()
+    assert capsys.readouterr().out.splitlines() == ["step 1/50  loss 1", "step 50/50  loss 1", "done"]
+
+
+def test_silent_processes_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLine(first_step=0, last_step=2, show=False)
+    progress.step(2, "loss 1")
+    progress.note("done")
+    assert capsys.readouterr().out == ""
+
+
+def test_throughput_counts_the_models_flops() -> None:
+    """Per token: 6 x weights of matrix products + 6 x layers x heads x head_dim x sequence (causal half)."""
+    matmul = 4 * (64 * 8 * 2 * (8 + 2) + 3 * 64 * 176) + 64 * 249
+    assert ARCHITECTURE.num_matmul_parameters() == matmul
+    flops = 6 * matmul + 6 * 4 * 64 * 32
+    rates = make_throughput(
+        ARCHITECTURE, seq_length=32, global_batch_size=8, world_size=2, peak_tflops=1e-3, device_name="CPU"
+    ).rates(0.5)
+    assert rates["tokens_per_second"] == 512
+    assert rates["tflops_per_device"] == pytest.approx(512 * flops / 2 / 1e12)
+    assert rates["mfu"] == pytest.approx(512 * flops / 2 / 1e9)
+
+
+def test_known_gpus_have_a_peak() -> None:
+    throughput = make_throughput(
+        ARCHITECTURE, seq_length=32, global_batch_size=8, world_size=1, peak_tflops=None, device_name="NVIDIA H200"
+    )
+    assert throughput.peak_tflops == 989.0
