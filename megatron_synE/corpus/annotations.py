@@ -9,11 +9,12 @@ the parts that are there. The JSON comes last; without it, there is no annotatio
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class AnnotationWriter:
     """Writes one annotation in parts of ``part_size`` documents; several processes may share the parts.
 
     Parts of an earlier, killed job are taken over if corpus, annotator, dtype and part size are the same, else removed.
+    An annotation that such a job has already finished is left as it is: no part is pending then.
 
     Args:
         prefix: of the corpus.
@@ -119,21 +121,31 @@ class AnnotationWriter:
     ) -> None:
         if part_size < 1:
             raise ValueError(f"part size {part_size}: must be at least 1 document")
+        _paths(str(prefix), name)  # refuses an impossible name
         self.prefix, self.name, self.dtype = str(prefix), name, np.dtype(dtype)
-        self.part_size, self.annotator_info = part_size, annotator_info
+        self.part_size, self.annotator_info = part_size, json.loads(json.dumps(annotator_info))
         self.corpus = IndexedCorpus(prefix)
         self.directory = Path(f"{prefix}.{name}.parts")
         self.num_parts = -(-self.corpus.num_documents // part_size)
         job = {
             "fingerprint": self.corpus.fingerprint,
-            "annotator": annotator_info,
+            "annotator": self.annotator_info,
             "dtype": self.dtype.name,
             "part_size": part_size,
         }
-        if self._recorded_job() != json.loads(json.dumps(job)):
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self.directory.mkdir(parents=True)
-            write_json_atomically(self.directory / "job.json", job)
+        if self.finished:
+            return
+        with self._lock():
+            if _read_json(self.directory / "job.json") != job:
+                self._remove_parts()
+                write_json_atomically(self.directory / "job.json", job)
+
+    @property
+    def finished(self) -> bool:
+        """Whether this annotation, of this content by this annotator, is in place."""
+        info = _read_json(_paths(self.prefix, self.name)[1]) or {}
+        recorded = (info.get("fingerprint"), info.get("annotator"), info.get("dtype"))
+        return recorded == (self.corpus.fingerprint, self.annotator_info, self.dtype.name)
 
     def part_range(self, part: int) -> range:
         """The documents of part ``part``."""
@@ -141,6 +153,8 @@ class AnnotationWriter:
 
     def pending_parts(self) -> list[int]:
         """The parts that are not written yet."""
+        if self.finished:
+            return []
         return [part for part in range(self.num_parts) if not self._part_path(part).is_file()]
 
     def write_part(self, part: int, values: npt.ArrayLike) -> None:
@@ -156,27 +170,42 @@ class AnnotationWriter:
         check_values(self.name, array, path, first_document=documents.start)
         _save_atomically(path, array)
 
-    def finalize(self, extra: dict[str, Any] | None = None) -> None:
-        """Join the parts and put the annotation in place. All parts must be there.
+    def finalize(self, extra: dict[str, Any] | None = None) -> bool:
+        """Join the parts and put the annotation in place, if all are there; the last of several processes does it.
 
         Args:
             extra: further entries of the JSON, for example ``names``.
+
+        Returns:
+            whether the annotation is in place.
         """
-        pending = self.pending_parts()
-        assert not pending, f"{self.directory}: parts {pending[:5]} are missing"
-        parts = [np.load(self._part_path(part), allow_pickle=False) for part in range(self.num_parts)]
-        write_annotation(
-            self.prefix, self.name, np.concatenate(parts), self.corpus.fingerprint, self.annotator_info, extra
-        )
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.finished:
+            return True
+        with self._lock():
+            if self.finished:  # another process was faster
+                shutil.rmtree(self.directory, ignore_errors=True)
+                return True
+            if self.pending_parts():
+                return False
+            parts = [np.load(self._part_path(part), allow_pickle=False) for part in range(self.num_parts)]
+            values = np.concatenate(parts)
+            write_annotation(self.prefix, self.name, values, self.corpus.fingerprint, self.annotator_info, extra)
+            shutil.rmtree(self.directory, ignore_errors=True)
+        return True
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self.directory / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _part_path(self, part: int) -> Path:
         return self.directory / f"part-{part:06d}.npy"
 
-    def _recorded_job(self) -> Any:
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.directory / "job.json").read_text(encoding="utf-8"))
-        return None
+    def _remove_parts(self) -> None:
+        for path in self.directory.glob("part-*"):
+            path.unlink(missing_ok=True)
 
 
 def write_annotation(
@@ -242,6 +271,14 @@ def check_values(
             f"{path}: {name} of document {first_document + index} is {values[index]} ({int(bad.sum())} such values); "
             "annotate the corpus again"
         )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _paths(prefix: str, name: str) -> tuple[Path, Path]:
