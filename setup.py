@@ -43,6 +43,7 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.4",
     "tensorboard>=2.16",
     "rich>=13",
+    "orjson>=3.9",
     "psutil>=5.9",
     "pybind11>=2.12",
 ]
