@@ -23,6 +23,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_synE.config.model import LlamaArchitecture, RopeScaling
+
 FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 FILES_FILE = "files.json"
@@ -59,7 +61,7 @@ def find_latest(root: str | Path) -> Path | None:
         if candidate.is_dir():
             return candidate
     present = ", ".join(path.name for path in complete_checkpoints(root)) or "none"
-    raise ValueError(f"{pointer}: names {name}, which is not in {root} (there: {present}); write an existing name into it")
+    raise ValueError(f"{pointer}: names {name}, which is not there (but {present}); write an existing name into it")
 
 
 def complete_checkpoints(root: Path) -> list[Path]:
@@ -79,16 +81,16 @@ def resolve(path: str | Path) -> Path:
         return path
     latest = find_latest(path) if path.is_dir() else None
     if latest is None:
-        raise ValueError(f"{path}: no checkpoint here; give a step_XXXXXXXX directory, or the directory that holds them")
+        raise ValueError(f"{path}: no checkpoint here; give a step_XXXXXXXX directory, or the one that holds them")
     return latest
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
     """state.json of the checkpoint at `path` (its directory, or the root: then the latest). Needs no torch.
 
-    Keys written by `save_checkpoint`: `format_version`, `megatron_synE_version`, `step`, `model` (sizes of the model
-    saved), `layout` (world and parallel sizes it was saved from), `has_optimizer`, `optimizer_step`; all others are the
-    trainer's, among them `config` (the whole job) and `stream`.
+    Keys written by `save_checkpoint`: `format_version`, `megatron_synE_version`, `step`, `architecture` (sizes
+    of the model), `layout` (world and parallel sizes it was saved from), `has_optimizer`, `optimizer_step`; all others
+    are the trainer's, among them `config` (the whole job) and `stream`.
 
     Raises:
         ValueError: no checkpoint, not JSON, or a format this version does not know.
@@ -102,6 +104,17 @@ def read_state(path: str | Path) -> dict[str, Any]:
             "use the version that wrote the checkpoint"
         )
     return state
+
+
+def read_architecture(path: str | Path) -> LlamaArchitecture:
+    """The sizes of the model that the checkpoint at `path` holds. Needs no torch.
+
+    Raises:
+        ValueError: as `read_state`.
+    """
+    fields = dict(read_state(path)["architecture"])
+    scaling = fields.pop("rope_scaling")
+    return LlamaArchitecture(**fields, rope_scaling=None if scaling is None else RopeScaling(**scaling))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,7 +143,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     try:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path.name}: cannot be written as JSON ({error}); give plain numbers, strings, lists, dicts") from None
+        raise ValueError(f"{path.name}: not JSON ({error}); give numbers, strings, lists and dicts only") from None
     with open(path, "w", encoding="utf-8") as file:
         file.write(text + "\n")
         file.flush()

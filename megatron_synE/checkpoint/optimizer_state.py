@@ -62,7 +62,7 @@ def sharded_state_dict(optimizer: Any, model_state: dict[str, Any], is_loading: 
     return state
 
 
-def load_state_dict(optimizer: Any, loaded: dict[str, Any], step: int) -> None:
+def load_state_dict(optimizer: Any, loaded: dict[Any, Any], step: int) -> None:
     """Take over what was loaded for `sharded_state_dict`, and the number of updates.
 
     The distributed optimizer is given its tensors directly: its own `load_state_dict` looks for a step count per
@@ -76,6 +76,8 @@ def load_state_dict(optimizer: Any, loaded: dict[str, Any], step: int) -> None:
                 of_parameter.pop("step", None)
             part.load_parameter_state_from_fully_reshardable(state["param_state"])
         else:
+            inner_state = state.get("optimizer", state)["state"]
+            inner_state["common_step"] = torch.tensor(float(step))  # megatron-core leaves a step of 0 out
             part.load_state_dict(state)
     _write_step(optimizer, step)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ def collect_rng_state() -> RngState:
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     _, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
+    numpy_state: Any = np.random.get_state(legacy=True)
+    _, keys, position, has_gauss, cached_gaussian = numpy_state
     state = {
         "python.words": torch.tensor(words, dtype=torch.int64),
         "python.gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),

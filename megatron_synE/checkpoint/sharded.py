@@ -33,6 +33,7 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensor,
 )
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.distributed import DistributedDataParallel
 from torch.distributed.checkpoint import CheckpointException
 
 import megatron_synE
@@ -279,7 +280,7 @@ def _load_tensors(directory: Path, wanted: dict[str, Any], index: dict[str, Save
             validate_access_integrity=False,
         )
     except (CheckpointException, CheckpointingException) as error:
-        raise ValueError(f"{directory}: cannot be read ({_cause(error)}); the checkpoint is damaged, use another one") from error
+        raise ValueError(f"{directory}: damaged, cannot be read ({_cause(error)}); use another checkpoint") from error
 
 
 def _check_tensors(directory: Path, wanted: dict[str, Any], index: dict[str, SavedTensor]) -> None:
@@ -326,9 +327,10 @@ def _model_state(model_chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
 
 def _bare(chunk: torch.nn.Module) -> Any:
     """The model inside DistributedDataParallel and Float16Module."""
-    while hasattr(chunk, "module"):
-        chunk = chunk.module
-    return chunk
+    bare: Any = chunk
+    while hasattr(bare, "module"):
+        bare = bare.module
+    return bare
 
 
 def _chunk_key(number: int) -> str:
@@ -345,8 +347,7 @@ def _take_main_params_from_weights(state: dict[str, Any], index: dict[str, Saved
 def _finish_param_gather(model_chunks: Sequence[torch.nn.Module]) -> None:
     """With overlapped parameter gathering the weights of other ranks' shards arrive only in the next forward pass."""
     for chunk in model_chunks:
-        ddp_config = getattr(chunk, "ddp_config", None)
-        if ddp_config is not None and ddp_config.use_distributed_optimizer and ddp_config.overlap_param_gather:
+        if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
             chunk.start_param_sync(force_sync=True)
 
 

@@ -195,34 +195,28 @@ def read_index(directory: Path) -> dict[str, SavedTensor]:
 
 def _index_of(metadata: Metadata) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
+    shapes = {}
     for key, tensor in metadata.state_dict_metadata.items():
         assert isinstance(tensor, TensorStorageMetadata), f"{key}: only tensors are saved"
-        tensors[key] = {
-            "dtype": str(tensor.properties.dtype).removeprefix("torch."),
-            "shape": list(tensor.size),
-            "chunks": [],
-        }
-        sizes = {tuple(chunk.offsets): chunk.sizes for chunk in tensor.chunks}
-        tensors[key]["_sizes"] = sizes
+        dtype = str(tensor.properties.dtype).removeprefix("torch.")
+        tensors[key] = {"dtype": dtype, "shape": list(tensor.size), "chunks": []}
+        shapes.update({(key, tuple(chunk.offsets)): list(chunk.sizes) for chunk in tensor.chunks})
     for place, stored in metadata.storage_data.items():
-        entry = tensors[place.fqn]
-        offsets = tuple(place.offset or [0] * len(entry["shape"]))
-        entry["chunks"].append(
+        tensors[place.fqn]["chunks"].append(
             {
-                "offsets": list(offsets),
-                "shape": list(entry["_sizes"][offsets]),
+                "offsets": list(place.offset),
+                "shape": shapes[place.fqn, tuple(place.offset)],
                 "file": stored.relative_path,
                 "start_bytes": stored.offset,
                 "length_bytes": stored.length,
             }
         )
-    for entry in tensors.values():
-        del entry["_sizes"]
     return tensors
 
 
 def _metadata_of(tensors: dict[str, Any]) -> Metadata:
-    described, stored = {}, {}
+    described: dict[str, Any] = {}
+    stored = {}
     for key, entry in tensors.items():
         chunks = []
         for chunk in entry["chunks"]:

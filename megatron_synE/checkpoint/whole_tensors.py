@@ -61,4 +61,4 @@ class WholeTensors:
                 record = io.BytesIO(file.read(chunk["length_bytes"]))
             return torch.load(record, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises many kinds on broken bytes
-            raise ValueError(f"{path}: {key} cannot be read ({error}); the checkpoint is damaged, use another one") from error
+            raise ValueError(f"{path}: damaged, {key} cannot be read ({error}); use another checkpoint") from error

@@ -38,7 +38,8 @@ def _through_layouts(folder: str, dtype: str, layouts: list[ParallelConfig]) -> 
         chunks, optimizer = build_training(parallel, dtype)
         update(chunks, optimizer, num_steps=3)  # what a load finds in weights and moments, it has to replace
         if number:
-            loaded = load_checkpoint(f"{folder}/{number - 1}", architecture=TINY, model_chunks=chunks, optimizer=optimizer)
+            source = f"{folder}/{number - 1}"
+            loaded = load_checkpoint(source, architecture=TINY, model_chunks=chunks, optimizer=optimizer)
             assert (loaded.step, loaded.state["stream"]) == (3, {"cursor": 7})
             restored.append([loaded.has_optimizer, loaded.rng_state is not None])
         _save(Path(folder) / str(number), chunks, optimizer)

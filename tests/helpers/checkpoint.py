@@ -72,7 +72,8 @@ def update(chunks: list[Any], optimizer: Any, num_steps: int = 1) -> None:
 
 def local_state(chunks: list[Any], optimizer: Any) -> dict[str, torch.Tensor]:
     """Every weight, and every tensor of the inner optimizers, of this process."""
-    state = {f"{n}.{name}": p.detach().clone() for n, chunk in enumerate(chunks) for name, p in chunk.named_parameters()}
+    named = [(f"{n}.{name}", p) for n, chunk in enumerate(chunks) for name, p in chunk.named_parameters()]
+    state = {name: p.detach().clone() for name, p in named}
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     for number, part in enumerate(parts):
         for group_number, group in enumerate(part.optimizer.param_groups):

@@ -1,0 +1,1 @@
+"""Hugging Face Llama ⇄ our checkpoints and models."""

@@ -1,0 +1,135 @@
+"""tools/convert_checkpoint.py: Hugging Face → ours → Hugging Face, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_synE.config.parallel import ParallelConfig
+from tests.helpers.distributed import run_distributed
+from tests.helpers.hf_llama import make_hf_llama
+from tools.convert_checkpoint import main, size_bytes
+
+TP2_PP2 = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
+
+
+def _convert(command: str, *options: Any) -> int:
+    """The tool in a process of its own: importing needs process groups."""
+    return run_distributed(_main, 1, [command, *map(str, options)])[0]
+
+
+def _main(arguments: list[str]) -> int:
+    return main(arguments)
+
+
+def _tensors(directory: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        found.update(load_file(path))
+    return found
+
+
+def _assert_equal(first: Path, second: Path) -> None:
+    one, two = _tensors(first), _tensors(second)
+    assert set(one) == set(two)
+    for name in one:
+        assert one[name].dtype == two[name].dtype
+        assert torch.equal(one[name], two[name]), name
+
+
+def _through_tp2_pp2(jobs: list[tuple[str, str, str, str]]) -> None:
+    """HF directory → model at TP2×PP2 → checkpoint; and an imported checkpoint → the same model → checkpoint."""
+    from megatron_synE.checkpoint import architecture_from_hf, init_from_hf, load_checkpoint, save_checkpoint
+    from tests.helpers.checkpoint import build_model
+
+    for hf_dir, imported, target, dtype in jobs:
+        architecture = architecture_from_hf(hf_dir)
+        common: dict[str, Any] = {"step": 1, "architecture": architecture, "optimizer": None, "rng_state": None}
+        chunks = build_model(TP2_PP2, dtype, architecture)
+        init_from_hf(chunks, hf_dir)
+        save_checkpoint(f"{target}_direct", model_chunks=chunks, state={}, **common)
+        if imported:
+            chunks = build_model(TP2_PP2, dtype, architecture)
+            load_checkpoint(imported, architecture=architecture, model_chunks=chunks)
+            save_checkpoint(f"{target}_imported", model_chunks=chunks, state={}, **common)
+
+
+def test_hf_to_ours_at_tp2_pp2_to_hf_is_bit_exact(tmp_path: Path) -> None:
+    make_hf_llama(tmp_path / "fp32", "gqa", torch.float32, max_shard_size="100KB")
+    make_hf_llama(tmp_path / "bf16", "gqa", torch.bfloat16)
+    make_hf_llama(tmp_path / "tied", "gqa", torch.bfloat16, tied=True)
+    assert len(list((tmp_path / "fp32").glob("*.safetensors"))) > 1
+    assert _convert("import", "--hf-dir", tmp_path / "fp32", "--checkpoint", tmp_path / "imported") == 0
+    jobs = [(str(tmp_path / name), str(tmp_path / "imported") if name == "fp32" else "", str(tmp_path / f"ours_{name}"),
+             "fp32" if name == "fp32" else "bf16") for name in ("fp32", "bf16", "tied")]  # fmt: skip
+    run_distributed(_through_tp2_pp2, 4, jobs)
+    for name in ("fp32", "bf16", "tied"):
+        options = ["--tokenizer-dir", str(tmp_path / name), "--max-shard-size", "150KB"]
+        back = tmp_path / f"back_{name}"
+        ours = str(tmp_path / f"ours_{name}_direct")
+        assert main(["export", "--checkpoint", ours, "--hf-dir", str(back), *options]) == 0
+        _assert_equal(tmp_path / name, back)
+    back = tmp_path / "back_imported"
+    assert main(["export", "--checkpoint", str(tmp_path / "ours_fp32_imported"), "--hf-dir", str(back)]) == 0
+    _assert_equal(tmp_path / "fp32", back)
+
+
+def test_import_and_export_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import LlamaForCausalLM
+
+    original = make_hf_llama(tmp_path / "hf", "llama31_rope")
+    assert _convert("import", "--hf-dir", tmp_path / "hf", "--checkpoint", tmp_path / "ours") == 0
+    assert main(["export", "--checkpoint", str(tmp_path / "ours"), "--hf-dir", str(tmp_path / "back")]) == 0
+    _assert_equal(tmp_path / "hf", tmp_path / "back")
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager")
+    assert loaded.config.rope_parameters == original.config.rope_parameters
+    assert loaded.generation_config.eos_token_id == 2
+    tokens = torch.arange(2 * 100).reshape(2, 100) % 200
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, original(tokens).logits)
+    assert (tmp_path / "back" / "tokenizer.json").read_text() == '{"version": "1.0"}'
+
+    assert main(["export", "--checkpoint", str(tmp_path / "ours"), "--hf-dir", str(tmp_path / "back")]) == 1
+    assert "exists and is not empty" in capsys.readouterr().err
+
+    halves = tmp_path / "halves"
+    assert main(["export", "--checkpoint", str(tmp_path / "ours"), "--hf-dir", str(halves), "--dtype", "bfloat16"]) == 0
+    assert {tensor.dtype for tensor in _tensors(halves).values()} == {torch.bfloat16}
+    assert json.loads((halves / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("error: ")
+        return line
+
+    hf, ours = tmp_path / "hf", tmp_path / "ours"
+    assert "config.json" in refused("import", "--hf-dir", tmp_path, "--checkpoint", ours)
+    assert "no checkpoint" in refused("export", "--checkpoint", ours, "--hf-dir", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+    make_hf_llama(hf, "gqa", max_shard_size="100KB")
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    assert "model_type is 'mistral'" in refused("import", "--hf-dir", hf, "--checkpoint", ours)
+    (hf / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
+    assert "config.json says (100, 64)" in refused("import", "--hf-dir", hf, "--checkpoint", ours)
+    (hf / "config.json").write_text(json.dumps(config))
+    shard = sorted(hf.glob("*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    assert shard.name in refused("import", "--hf-dir", hf, "--checkpoint", ours)
+    shard.unlink()
+    assert shard.name in refused("import", "--hf-dir", hf, "--checkpoint", ours)
+    assert not ours.exists()
+
+
+def test_sizes_on_the_command_line() -> None:
+    assert (size_bytes("5GB"), size_bytes("1.5 MiB"), size_bytes("10")) == (5 * 10**9, 3 * 2**19, 10)
