@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from megatron_synE.checkpoint.hf.mapping import hf_shapes, pack_qkv, parameters, to_hf, unpack_qkv
 from megatron_synE.config.model import PRESETS, LlamaArchitecture
 
-
 SMALL = st.integers(1, 4)
 
 
