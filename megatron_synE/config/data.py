@@ -178,8 +178,12 @@ class DataConfig:
         for stage in self.stages:
             found += self._stage_problems(stage)
         found += self.adjustment.problems()
+        budget = sum(stage.tokens for stage in self.stages)
         for number, point in enumerate(self.adjustment.schedule):
-            found += self._topic_owners(f"data.adjustment.schedule[{number}].topic_shares", point.topic_shares)
+            where = f"data.adjustment.schedule[{number}]"
+            found += self._topic_owners(f"{where}.topic_shares", point.topic_shares)
+            if point.at_tokens >= budget:
+                found.append(f"{where}.at_tokens: {point.at_tokens} lies behind the {budget} tokens of all stages")
         strategy = self.adjustment.strategy
         if strategy != "static" and not any(source.topics for source in self.sources.values()):
             found.append(f"data.adjustment.strategy: {strategy} moves topics, but no source has `topics: true`")

@@ -58,6 +58,7 @@ class IndexCache:
             time.sleep(POLL_SECONDS)
         if arrays is not None:
             return arrays
+        self.patience_seconds = 0.0  # nobody else builds here
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(path.with_suffix(".lock")):

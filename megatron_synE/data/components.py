@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from megatron_synE.data import native
 from megatron_synE.data.cache import Arrays, IndexCache, digest
 from megatron_synE.data.curriculum import arrange, has_score, sort_keys
 
-EPOCHS_KEPT = 3
+EPOCHS_KEPT = 64
+HASH_PIECE_TOKENS = 1 << 21
 
 Chain = tuple[tuple[Order, int], ...]
 """Orders of a component: each with the component's token from which on it holds. The first holds from token 0."""
@@ -66,6 +68,9 @@ class Source:
         self.name, self.config, self.cache = name, config, cache
         self.heldout_fraction = heldout_fraction
         self.corpus = IndexedCorpus(config.prefix)
+        if self.corpus.dtype not in (np.uint16, np.int32):
+            raise ValueError(f"{self.corpus.idx_path}: tokens are {self.corpus.dtype}; write them as uint16 or int32")
+        self.foreign_heldout = np.empty(0, np.uint64)
 
     @functools.cached_property
     def annotations(self) -> Annotations:
@@ -106,10 +111,16 @@ class Source:
         key = {"kind": "hashes", "version": 1, "corpus": self.corpus.fingerprint}
         return self.cache.get(key, self._hash_documents)["hashes"]
 
+    def is_heldout(self) -> np.ndarray:
+        """bool[D]: whose hash is below the fraction of 2^64."""
+        return self.hashes() < np.uint64(int(self.heldout_fraction * 2**64))
+
     def documents(self, topic: str | None, heldout: bool) -> np.ndarray:
         """int32[N] numbers of the documents that are not empty, of one topic, in one part of the split."""
-        chosen = (self.hashes() < np.uint64(int(self.heldout_fraction * 2**64))) == heldout
+        chosen = self.is_heldout() == heldout
         chosen &= self.corpus.document_lengths() > 0
+        if len(self.foreign_heldout) and not heldout:
+            chosen &= ~np.isin(self.hashes(), self.foreign_heldout)
         if self.config.unscored == "drop":
             chosen &= has_score(self.perplexity)
         if topic is not None:
@@ -123,11 +134,35 @@ class Source:
             "heldout_fraction": self.heldout_fraction,
             "topic": None if topic is None else [topic, self.topics_digest],
             "dropped": self.perplexity_digest if self.config.unscored == "drop" else None,
+            "foreign_heldout": digest_array(self.foreign_heldout) if len(self.foreign_heldout) else None,
         }
 
     def _hash_documents(self) -> Arrays:
+        """Read the .bin once, in pieces: mapped pages would count as this process's memory."""
         starts = np.concatenate([[0], np.cumsum(self.corpus.document_lengths())])
-        return {"hashes": native.hash_documents(self.corpus.tokens, starts)}
+        hashes = np.empty(self.corpus.num_documents, np.uint64)
+        first = 0
+        with open(self.corpus.bin_path, "rb") as file:
+            while first < len(hashes):
+                end = int(np.searchsorted(starts, starts[first] + HASH_PIECE_TOKENS, side="right")) - 1
+                end = max(first + 1, end)
+                tokens = np.fromfile(file, self.corpus.dtype, starts[end] - starts[first])
+                hashes[first:end] = native.hash_documents(tokens, starts[first : end + 1] - starts[first])
+                first = end
+        return {"hashes": hashes}
+
+
+def exclude_foreign_heldout(sources: Sequence[Source]) -> None:
+    """Keep what one source holds out from training in another one that holds out less.
+
+    With equal fractions the rule by hash does that alone.
+    """
+    for source in sources:
+        larger = [other for other in sources if other.heldout_fraction > source.heldout_fraction]
+        if larger:
+            heldout = np.concatenate([other.hashes()[other.is_heldout()] for other in larger])
+            own = source.hashes()[~source.is_heldout()]
+            source.foreign_heldout = np.intersect1d(heldout, own)
 
 
 class Component:

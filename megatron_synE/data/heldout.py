@@ -1,8 +1,7 @@
 """Held-out samples of a component: what its perplexity is measured on, and what never trains.
 
 A document is held out when its content hash is below the held-out fraction of 2^64, wherever and whenever it stands in
-a corpus: appending documents moves none from one side to the other, and copies of it in other sources that are split
-by the same fraction are held out as well.
+a corpus: appending documents moves none from one side to the other, and copies in other sources do not train either.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from megatron_synE.config.data import DataConfig, Share, SourceConfig, exact
 from megatron_synE.corpus.annotations import NO_LABEL
 from megatron_synE.data.cache import IndexCache
-from megatron_synE.data.components import Component, Source
+from megatron_synE.data.components import Component, Source, exclude_foreign_heldout
 from megatron_synE.data.curriculum import has_score
 from megatron_synE.data.strategies.topic_perplexity import bounded
 from megatron_synE.data.stream import DataStream, cache_folder
@@ -25,27 +25,31 @@ def preflight(config: DataConfig, state: Mapping[str, Any] | None = None) -> lis
     `state` is the stream's state of the checkpoint that the run continues.
     """
     found: list[str] = []
-    components: dict[str, list[Component]] = {}
-    for name, source_config in config.sources.items():
+    sources = []
+    for name, source_config in sorted(config.sources.items()):
         try:
             cache = IndexCache(cache_folder(config, source_config))
-            source = Source(name, source_config, config.heldout_fraction_of(name), cache)
-            problems = source_problems(config, source)
-            if not problems:
-                components[name] = source_components(config, source)
-                problems = length_problems(config, components[name])
-            found += problems
+            sources.append(Source(name, source_config, config.heldout_fraction_of(name), cache))
+            found += source_problems(config, sources[-1])
         except ValueError as error:
             found.append(f"data.sources.{name}: {error}")
-    if not found:
-        found += share_problems(config, components)
-    if not found:
-        try:
-            stream = DataStream.build(config, state=state)
-            found += bound_problems(stream) + exhaustion_problems(stream)
-        except ValueError as error:
-            found.append(str(error))
-    return found
+    try:
+        return found or component_problems(config, sources) or plan_problems(DataStream.build(config, state=state))
+    except ValueError as error:
+        return [str(error)]
+
+
+def component_problems(config: DataConfig, sources: Sequence[Source]) -> list[str]:
+    """Components that are too short, and topic shares that do not fit the topics that have documents."""
+    exclude_foreign_heldout(sources)
+    components = {source.name: source_components(config, source) for source in sources}
+    found = [problem for own in components.values() for problem in length_problems(config, own)]
+    return found + share_problems(config, components)
+
+
+def plan_problems(stream: DataStream) -> list[str]:
+    """Bounds and caps that the plan cannot keep."""
+    return bound_problems(stream) + exhaustion_problems(stream)
 
 
 def source_components(config: DataConfig, source: Source) -> list[Component]:

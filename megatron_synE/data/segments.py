@@ -72,6 +72,7 @@ class Timeline:
         self.segments = list(segments)
         self.num_samples, self.tables = num_samples, tables
         self._starts = np.array([segment.start for segment in segments], np.int64)
+        self._cursors = [np.array(segment.cursors, np.int64) for segment in segments]
         assert self._starts[0] == 0 and (np.diff(self._starts) > 0).all(), "segments must ascend from sample 0"
 
     def number_at(self, sample: int) -> int:
@@ -105,10 +106,10 @@ class Timeline:
 
     def cursors(self, sample: int) -> np.ndarray:
         """int64[C]: samples of each component before global sample `sample`."""
-        segment = self.at(sample)
-        counts = self.tables.get(segment.numerators).counts(sample - segment.start)
-        return np.array(segment.cursors, np.int64) + counts
+        number = self.number_at(sample)
+        segment = self.segments[number]
+        return self._cursors[number] + self.tables.get(segment.numerators).counts(sample - segment.start)
 
     def _locate_within(self, number: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         segment = self.segments[number]
-        return self.tables.get(segment.numerators).locate(samples - segment.start, np.array(segment.cursors, np.int64))
+        return self.tables.get(segment.numerators).locate(samples - segment.start, self._cursors[number])

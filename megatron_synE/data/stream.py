@@ -16,7 +16,7 @@ import numpy as np
 from megatron_synE.config.data import DataConfig, Order, SourceConfig, exact
 from megatron_synE.data.batches import Batch, assemble
 from megatron_synE.data.cache import IndexCache
-from megatron_synE.data.components import Chain, Component, Source
+from megatron_synE.data.components import Chain, Component, Source, exclude_foreign_heldout
 from megatron_synE.data.heldout import HeldoutSet
 from megatron_synE.data.plan import Planner, Slot, make_stages, round_shares
 from megatron_synE.data.segments import Segment, Timeline
@@ -161,8 +161,11 @@ class DataStream:
         if self.decisions and at_sample < self.decisions[-1].at_sample:
             raise ValueError(f"adjustment at sample {at_sample} lies before the one at {self.decisions[-1].at_sample}")
         shares = {source: topics for source, topics in segment.topic_shares.items()}
-        previous = self._by_topic(self.decisions[-1].perplexity, shares) if self.decisions else None
-        proposals = self.strategy.decide(shares, previous, self._by_topic(perplexity, shares))
+        measured = by_topic(perplexity, shares)
+        # A source that joined since the last measurement has nothing to be compared with yet.
+        recorded = self.decisions[-1].perplexity if self.decisions else {}
+        compared = {s: topics for s, topics in shares.items() if all(f"{s}/{topic}" in recorded for topic in topics)}
+        proposals = self.strategy.decide(compared, by_topic(recorded, compared), measured) if compared else {}
         new = {
             source: round_shares(proposal.shares, self.planner.stage_at(at_sample))
             for source, proposal in proposals.items()
@@ -210,16 +213,6 @@ class DataStream:
         for number, component in enumerate(self.components):
             component.chain = order_chain(timeline.segments, number, component)
 
-    def _by_topic(self, perplexity: Mapping[str, float], shares: TopicShares) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {}
-        for source, topics in shares.items():
-            for topic in topics:
-                value = perplexity.get(f"{source}/{topic}")
-                if value is None or not math.isfinite(value):
-                    raise ValueError(f"held-out perplexity of {source}/{topic} is {value}; a finite number is needed")
-                found.setdefault(source, {})[topic] = float(value)
-        return found
-
     def _exhausted_message(self, component: int, sample: int) -> str:
         name = self.component_names[component]
         source = self.components[component].source
@@ -238,16 +231,26 @@ def open_components(config: DataConfig, cache_builder: bool = True) -> list[Comp
     if config.stages:
         first_orders |= config.stages[0].orders
     components = []
-    for name, source_config in sorted(config.sources.items()):
-        cache = IndexCache(cache_folder(config, source_config), cache_builder)
-        source = Source(name, source_config, config.heldout_fraction_of(name), cache)
-        for topic in source.topic_names if source_config.topics else [None]:
-            component = Component(source, topic, first_orders[name], config.seq_length, config.seed)
+    for source in open_sources(config, cache_builder):
+        for topic in source.topic_names if source.config.topics else [None]:
+            component = Component(source, topic, first_orders[source.name], config.seq_length, config.seed)
             if component.num_tokens:
                 components.append(component)
             elif topic is None:
-                raise ValueError(f"data.sources.{name}: {source_config.prefix} has no document to train on; add some")
+                raise ValueError(f"data.sources.{source.name}: {source.config.prefix} has no document to train on")
     return components
+
+
+def open_sources(config: DataConfig, cache_builder: bool = True) -> list[Source]:
+    """The sources in the order of their names."""
+    caches: dict[Path, IndexCache] = {}
+    sources = []
+    for name, source_config in sorted(config.sources.items()):
+        folder = cache_folder(config, source_config)
+        cache = caches.setdefault(folder, IndexCache(folder, cache_builder))
+        sources.append(Source(name, source_config, config.heldout_fraction_of(name), cache))
+    exclude_foreign_heldout(sources)
+    return sources
 
 
 def cache_folder(config: DataConfig, source: SourceConfig) -> Path:
@@ -287,6 +290,18 @@ def order_chain(segments: Sequence[Segment], number: int, component: Component) 
         if not chain or chain[-1][0] != order:
             chain.append((order, token))
     return tuple(chain)
+
+
+def by_topic(perplexity: Mapping[str, float], shares: TopicShares) -> dict[str, dict[str, float]]:
+    """Source → topic → perplexity, of the sources and topics in `shares`; ValueError where one is no finite number."""
+    found: dict[str, dict[str, float]] = {}
+    for source, topics in shares.items():
+        for topic in topics:
+            value = perplexity.get(f"{source}/{topic}")
+            if value is None or not math.isfinite(value):
+                raise ValueError(f"held-out perplexity of {source}/{topic} is {value}; a finite number is needed")
+            found.setdefault(source, {})[topic] = float(value)
+    return found
 
 
 def flat(shares: TopicShares) -> dict[str, float]:

@@ -34,6 +34,9 @@ class Strategy(Protocol):
         """Changes known beforehand: tokens read, and the shares from there on of the sources named."""
 
     def decide(
-        self, shares: TopicShares, previous: TopicPerplexities | None, measured: TopicPerplexities
+        self, shares: TopicShares, previous: TopicPerplexities, measured: TopicPerplexities
     ) -> Mapping[str, Proposal]:
-        """Proposals per source, from the shares in force and the last two measurements; none: no change."""
+        """Proposals per source, from the shares in force and the last two measurements; the others keep their own.
+
+        `shares` names the sources that were measured both times.
+        """

@@ -30,7 +30,7 @@ class Schedule:
         ]
 
     def decide(
-        self, shares: TopicShares, previous: TopicPerplexities | None, measured: TopicPerplexities
+        self, shares: TopicShares, previous: TopicPerplexities, measured: TopicPerplexities
     ) -> Mapping[str, Proposal]:
         """Nothing: all is known beforehand."""
         return {}

@@ -17,7 +17,7 @@ class Static:
         return ()
 
     def decide(
-        self, shares: TopicShares, previous: TopicPerplexities | None, measured: TopicPerplexities
+        self, shares: TopicShares, previous: TopicPerplexities, measured: TopicPerplexities
     ) -> Mapping[str, Proposal]:
         """Nothing."""
         return {}

@@ -33,11 +33,9 @@ class TopicPerplexity:
         return ()
 
     def decide(
-        self, shares: TopicShares, previous: TopicPerplexities | None, measured: TopicPerplexities
+        self, shares: TopicShares, previous: TopicPerplexities, measured: TopicPerplexities
     ) -> Mapping[str, Proposal]:
-        """A proposal per source; none at the first measurement, which has nothing to compare with."""
-        if previous is None:
-            return {}
+        """A proposal per source."""
         return {source: self._propose(shares[source], previous[source], measured[source]) for source in shares}
 
     def _propose(

@@ -129,6 +129,7 @@ BAD: list[tuple[dict, str]] = [
     ({"adjustment": measured(alpha=1.0)}, "alpha × w is 1 for (default)"),
     ({"adjustment": measured(topic_weights={"law": 6})}, "alpha × w is 1.2 for law"),
     ({"adjustment": measured(floor=0.6)}, "data.adjustment.floor, cap: 0.6 and 0.5"),
+    ({"adjustment": AdjustmentConfig("schedule", schedule=[point(10**6)])}, "[0].at_tokens: 1000000 lies behind"),
     ({"adjustment": AdjustmentConfig("schedule")}, "data.adjustment.schedule: 0 points with schedule"),
     ({"adjustment": AdjustmentConfig(schedule=[point(1)])}, "data.adjustment.schedule: 1 points with static"),
     ({"adjustment": AdjustmentConfig("schedule", schedule=[point(9), point(5)])}, "at_tokens are [9, 5]"),

@@ -10,7 +10,7 @@ import pytest
 from megatron_synE.config.data import SourceConfig
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data.cache import IndexCache
-from megatron_synE.data.components import Component, Source
+from megatron_synE.data.components import Component, Source, exclude_foreign_heldout
 from tests.helpers.corpora import random_documents, write_corpus
 
 SEQ_LENGTH = 16
@@ -146,6 +146,29 @@ def test_heldout_documents_stay_out_when_the_corpus_grows(tmp_path: Path) -> Non
     for kept in heldout:
         assert all(kept.isdisjoint(seen) for seen in trained)
     assert 10 < len(heldout[0]) < 60
+
+
+def test_a_document_held_out_anywhere_trains_nowhere(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    shared = random_documents(rng, 200)
+    sources = []
+    for name, fraction in (("much", 0.5), ("little", 0.05), ("none", 0.0)):
+        prefix = write_corpus(tmp_path / name, [*random_documents(rng, 50), *shared])
+        sources.append(Source(name, SourceConfig(prefix, order="stored"), fraction, IndexCache(tmp_path / "cache")))
+    exclude_foreign_heldout(sources)
+    heldout, trained = set(), set()
+    for source in sources:
+        part = Component(source, None, "stored", SEQ_LENGTH, 1)
+        heldout |= {tuple(source.corpus.document(d).tolist()) for d in part.heldout().order}
+        trained |= {tuple(source.corpus.document(d).tolist()) for d in part.epoch(0).order}
+    assert len(heldout) > 80 and heldout.isdisjoint(trained)
+    assert any(tuple(document) in heldout for document in shared) and len(trained) > 100
+
+
+def test_tokens_of_another_type_are_refused(tmp_path: Path) -> None:
+    prefix = write_corpus(tmp_path / "wide", [[1, 2, 3]], dtype=np.int64)
+    with pytest.raises(ValueError, match=r"wide\.idx: tokens are int64"):
+        component(prefix)
 
 
 def test_rewriting_a_corpus_under_its_prefix_does_not_reuse_its_indices(tmp_path: Path) -> None:

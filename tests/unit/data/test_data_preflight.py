@@ -42,7 +42,7 @@ def test_missing_corpora_are_all_reported(tmp_path: Path, prefix: str) -> None:
     sources = {**config.sources, **{name: SourceConfig(str(tmp_path / name)) for name in ("no_zh", "no_en")}}
     found = preflight(replace(config, sources=sources))
     assert len(found) == 2
-    for name, line in zip(("no_zh", "no_en"), found, strict=True):
+    for name, line in zip(("no_en", "no_zh"), found, strict=True):
         assert f"data.sources.{name}" in line and f"{name}.idx" in line
 
 

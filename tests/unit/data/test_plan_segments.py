@@ -53,7 +53,7 @@ def change_topics_at_random(rng: random.Random, planner: Planner, timeline: Time
         shares = dict(timeline.at(sample).topic_shares)
         for source in shares:
             moved = {t: Fraction(s) for t, s in random_shares(rng, list(TOPICS)).items()}
-            shares[source] = round_shares(moved, planner.stage_at(sample)) if rng.random() < 0.3 else moved
+            shares[source] = round_shares(moved, planner.stage_at(sample)) if rng.random() < 0.03 else moved
         timeline = planner.replan(timeline, sample, shares, "adjustment")
     return timeline
 

@@ -55,9 +55,8 @@ def test_cap_gives_to_the_others_in_proportion() -> None:
     assert shares == {"a": Fraction(1, 2), "b": Fraction(1, 4), "c": Fraction(1, 4)}
 
 
-def test_no_change_of_perplexity_and_a_first_measurement_change_nothing() -> None:
+def test_no_change_of_perplexity_changes_nothing() -> None:
     strategy = TopicPerplexity(adjustment())
-    assert strategy.decide(THIRDS, None, AFTER) == {}
     assert strategy.decide(THIRDS, AFTER, AFTER)["web"].shares == THIRDS["web"]
 
 

@@ -154,6 +154,20 @@ def test_when_measurements_are_due(config: DataConfig) -> None:
     assert DataStream.build(replace(config, adjustment=AdjustmentConfig())).next_adjustment_sample(0) is None
 
 
+def test_a_source_that_joins_later_is_first_measured_then_moved(config: DataConfig) -> None:
+    fewer = {name: source for name, source in config.sources.items() if name != "web_zh"}
+    stages = [StageConfig("adapt", 500 * SEQ_LENGTH, {"web_en": 0.5, "book_en": 0.5})]
+    before = DataStream.build(replace(config, sources=fewer, stages=stages, source_shares={}))
+    before.adjust(0, measured(before))
+    stream = DataStream.build(config, state=through_json(before.state_dict(100)))
+    start = stream.shares(100)
+    stream.adjust(100, measured(stream, web_zh__law=20.0, web_en__law=20.0))
+    middle = stream.shares(100)
+    assert middle["web_zh/law"] == start["web_zh/law"] and middle["web_en/law"] > start["web_en/law"]
+    stream.adjust(200, measured(stream, web_zh__law=30.0))
+    assert stream.shares(200)["web_zh/law"] > middle["web_zh/law"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_a_perplexity_that_is_no_number_is_refused(config: DataConfig, value: float | None) -> None:
     stream = DataStream.build(config)
