@@ -30,9 +30,24 @@ def pretrain(num_processes: int, *arguments: str | Path, cwd: Path | None = None
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, env=environment())
 
 
+def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Any command, to its end."""
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, env=environment(),
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """The result, after checking that the command ended well."""
+    assert result.returncode == 0, f"{result.args} ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
 def environment() -> dict[str, str]:
-    """One thread for each process: several share two cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """One thread a process: several share two cores. `python` and `torchrun` in a script are those of the tests."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PATH": path}
 
 
 def tokenised_sample(folder: Path, *sources: str) -> dict[str, Path]:
