@@ -1,7 +1,8 @@
 """Training kernels: one public signature per op; `reference` is the oracle, `selection` says what runs and why."""
 
-from megatron_synE.kernels.adamw import adamw_, scale_, sum_of_squares
+from megatron_synE.kernels.adamw import adamw_, l2_norm, scale_, sum_of_squares
 from megatron_synE.kernels.attention import Span, causal_attention
+from megatron_synE.kernels.fused_adamw import FusedAdamW
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
 from megatron_synE.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_synE.kernels.rope import rope_
@@ -9,20 +10,20 @@ from megatron_synE.kernels.selection import Choice, choice, override
 from megatron_synE.kernels.swiglu import swiglu
 from megatron_synE.kernels.weight_gradient import (
     add_to_main_grad,
-    install_gradient_accumulation_fusion,
     placeholder_gradient,
     wgrad_gemm_accum_fp32,
 )
 
 __all__ = [
     "Choice",
+    "FusedAdamW",
     "Span",
     "adamw_",
     "add_rms_norm",
     "add_to_main_grad",
     "causal_attention",
     "choice",
-    "install_gradient_accumulation_fusion",
+    "l2_norm",
     "linear_cross_entropy",
     "override",
     "placeholder_gradient",

@@ -24,6 +24,13 @@ def scale_(values: torch.Tensor, factor: float) -> None:
         values.mul_(factor)
 
 
+def l2_norm(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Norm of all elements together, fp32 `[1]` on `device`."""
+    if all(t.device.type == "cpu" for t in tensors):
+        return torch.tensor([sum(map(sum_of_squares, tensors)) ** 0.5], dtype=torch.float32, device=device)
+    return torch.stack(torch._foreach_norm(tensors)).norm().float().reshape(1)
+
+
 def adamw_(
     param: torch.Tensor,
     grad: torch.Tensor,

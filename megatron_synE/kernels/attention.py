@@ -5,6 +5,7 @@ Legend: S queries, T keys, B batch, G key/value heads, R query heads per group, 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ def causal_attention(
     if spans is None:
         return _one_span(query_SBGRD, key_TBGD, value_TBGD, scale)
     assert spans and spans[0].query_begin == 0 and spans[-1].query_end == query_SBGRD.shape[0]
-    assert all(a.query_end == b.query_begin for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.query_end == b.query_begin for a, b in pairwise(spans))
     outputs = [
         _one_span(
             query_SBGRD[span.query_begin : span.query_end],

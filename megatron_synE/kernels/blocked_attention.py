@@ -22,7 +22,7 @@ def blocked_causal_attention(
     query_SBGRD: torch.Tensor, key_TBGD: torch.Tensor, value_TBGD: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Context [S, B, G, R, D] and log-sum-exp [Z, R, S]; the S queries are the last S of the T positions."""
-    queries, batch, groups, repeats, dim = query_SBGRD.shape
+    queries, batch, groups, repeats, _ = query_SBGRD.shape
     keys = key_TBGD.shape[0]
     context = torch.empty(query_SBGRD.shape, dtype=query_SBGRD.dtype, device=query_SBGRD.device)
     logsumexp = torch.empty(batch * groups, repeats, queries, dtype=torch.float32, device=query_SBGRD.device)

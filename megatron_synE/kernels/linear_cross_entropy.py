@@ -8,6 +8,8 @@ Legend: N tokens, C tokens of a chunk, H hidden, V vocabulary rows of this shard
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -92,7 +94,7 @@ def _linear_cross_entropy(
     accumulate_into_main_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden, weight = hidden_NH.contiguous(), weight_VH.contiguous()
-    group = dist.distributed_c10d._resolve_process_group(group_name) if group_name else None
+    group = _group_named(group_name) if group_name else None
     tokens, shard = hidden.shape[0], weight.shape[0]
     start = dist.get_rank(group) * shard if group is not None else 0
     valid = max(0, min(shard, vocab_size - start))
@@ -121,6 +123,12 @@ def _linear_cross_entropy(
         else:
             torch.mm(logits.t(), hidden[chunk], out=dweight)
     return (token_loss * loss_mask_N).sum(), token_loss, dhidden, dweight
+
+
+def _group_named(name: str) -> dist.ProcessGroup:
+    """Custom ops take no process group, so it travels by its name, as torch's functional collectives do it."""
+    resolve: Any = dist.distributed_c10d._resolve_process_group
+    return resolve(name)
 
 
 def _statistics(

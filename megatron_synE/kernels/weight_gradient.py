@@ -1,14 +1,13 @@
 """Weight gradients added straight to the fp32 main gradient.
 
-megatron-core's gradient_accumulation_fusion calls a module named fused_weight_gradient_mlp_cuda, which only NVIDIA's
-Apex provides; `install_gradient_accumulation_fusion` puts ours in its place where Apex is missing.
+megatron-core's gradient_accumulation_fusion calls a module with the names of NVIDIA's Apex, which this one has too.
 
 Legend: N tokens, I input features, O output features.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -54,13 +53,18 @@ def accumulate_(main_grad_OI: torch.Tensor, input_NI: torch.Tensor, grad_output_
 def add_to_main_grad(
     weight: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """weight.main_grad += scale * gradient, `scale` an fp32 scalar tensor (None: 1); returns its `placeholder_gradient`."""
-    main_grad = weight.main_grad
+    """weight.main_grad += scale * gradient (`scale`: fp32 scalar tensor, or 1); returns its `placeholder_gradient`."""
+    main_grad = holder_of_main_grad(weight).main_grad
     if is_compiled("weight_gradient", gradient, main_grad) and main_grad.dtype == torch.float32:
         _accumulate(main_grad, gradient, scale)
     else:
         main_grad.add_(gradient if scale is None else gradient * scale)
     return placeholder_gradient(weight)
+
+
+def holder_of_main_grad(weight: torch.Tensor) -> Any:
+    """The weight, typed as what megatron-core makes of it: a tensor with the attribute `main_grad`."""
+    return weight
 
 
 def placeholder_gradient(weight: torch.Tensor) -> torch.Tensor | None:
@@ -81,21 +85,3 @@ def _accumulate(target: torch.Tensor, addend: torch.Tensor, scale: torch.Tensor 
     assert scale is None or (scale.dtype == torch.float32 and scale.device == target.device)
     pointers = (address(target), address(addend))
     launch("accumulate", target.device, code(addend), *pointers, target.numel(), address(scale))
-
-
-def install_gradient_accumulation_fusion() -> str:
-    """Make megatron-core's gradient_accumulation_fusion available; returns which implementation it has and why."""
-    from megatron.core.tensor_parallel import layers
-
-    if layers._grad_accum_fusion_available:
-        current = layers.fused_weight_gradient_mlp_cuda
-        return "ours" if current.__name__ == __name__ else "Apex (installed)"
-    import sys
-
-    layers.fused_weight_gradient_mlp_cuda = _this_module(sys.modules)
-    layers._grad_accum_fusion_available = True
-    return "ours (Apex is not installed)"
-
-
-def _this_module(modules: dict[str, ModuleType]) -> ModuleType:
-    return modules[__name__]

@@ -9,10 +9,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
-from megatron_synE.kernels import install_gradient_accumulation_fusion
 from megatron_synE.model.fused_llama import FusedLlamaModel
 from megatron_synE.model.layer_specs import block_spec
 from megatron_synE.model.llama import LlamaModel
+from megatron_synE.model.megatron_hooks import install_gradient_accumulation_fusion
 from megatron_synE.model.rope import inverse_frequencies
 from megatron_synE.model.transformer_config import make_transformer_config, padded_vocab_size
 

@@ -26,21 +26,20 @@ from megatron_synE.model.sequence_layout import gather_sequence, sequence_layout
 
 
 class FusedRMSNorm(RMSNorm):
-    """RMSNorm in one pass, with the residual addition where one stands before it."""
+    """RMSNorm in one pass."""
 
     def forward(self, hidden_SBH: torch.Tensor) -> torch.Tensor:
         return rms_norm(hidden_SBH, self.weight, self.eps)
 
-    def add_and_norm(self, update_SBH: torch.Tensor, residual_SBH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+
+class AddNorm(RMSNorm):
+    """The norm before the MLP, with the residual addition in front of it."""
+
+    def forward(  # type: ignore[override]
+        self, update_SBH: torch.Tensor, residual_SBH: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm(residual + update), residual + update)."""
         return add_rms_norm(update_SBH, residual_SBH, self.weight, self.eps)
-
-
-class AddNorm(FusedRMSNorm):
-    """The norm before the MLP: called with the attention's output and the residual."""
-
-    def forward(self, update_SBH: torch.Tensor, residual_SBH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        return self.add_and_norm(update_SBH, residual_SBH)
 
 
 class FusedSelfAttention(SelfAttention):
@@ -57,7 +56,7 @@ class FusedSelfAttention(SelfAttention):
                 f"{config.num_query_groups} query groups; lower it, or use model.transformer_impl local"
             )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_SBH: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -91,7 +90,7 @@ class FusedMLP(MLP):
 class FusedTransformerLayer(TransformerLayer):
     """norm, attention, add + norm, MLP, add."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,

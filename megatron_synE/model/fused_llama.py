@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 
 from megatron_synE.kernels import linear_cross_entropy, placeholder_gradient
+from megatron_synE.kernels.weight_gradient import holder_of_main_grad
 from megatron_synE.model.llama import LlamaModel
 
 
@@ -49,7 +50,7 @@ class FusedLlamaModel(LlamaModel):
 class LossLayer(ColumnParallelLinear):
     """The output projection; given labels, it returns token losses instead of logits."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_: torch.Tensor,
         weight: torch.Tensor | None = None,
@@ -125,7 +126,7 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: torch.Tensor, ids_BS: torch.Tensor, owned_BS: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight, ids_BS, owned_BS)
-        ctx.main_grad = weight.main_grad
+        ctx.main_grad = holder_of_main_grad(weight).main_grad
         return torch.nn.functional.embedding(ids_BS, weight) * owned_BS.unsqueeze(-1)
 
     @staticmethod

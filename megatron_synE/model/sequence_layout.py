@@ -9,6 +9,7 @@ Legend: S local tokens of a sequence, T all its tokens, B batch, N = S * B in th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -51,7 +52,7 @@ def document_spans(local_length: int, rank: int, size: int, boundaries: list[int
     spans = []
     for place, number in enumerate(owned):
         begin, end, shift = number * chunk, (number + 1) * chunk, (place - number) * chunk
-        for first, last in zip(boundaries, boundaries[1:], strict=False):
+        for first, last in pairwise(boundaries):
             start, stop = max(begin, first), min(end, last)
             if start < stop:
                 spans.append(Span(start + shift, stop + shift, first, stop))

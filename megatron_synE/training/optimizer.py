@@ -11,6 +11,7 @@ from megatron.core.utils import get_model_config
 from megatron_synE.config.optimizer import OptimizerConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
+from megatron_synE.model.megatron_hooks import install_fused_optimizer
 
 
 def wrap_data_parallel(
@@ -60,6 +61,7 @@ def build_optimizer(
         overlap_param_gather=parallel.overlap_param_gather,
     )
     megatron_optimizer = get_megatron_optimizer(config, model_chunks)
+    install_fused_optimizer(megatron_optimizer)
     model_config = get_model_config(model_chunks[0])
     model_config.grad_scale_func = megatron_optimizer.scale_loss
     model_config.finalize_model_grads_func = finalize_model_grads

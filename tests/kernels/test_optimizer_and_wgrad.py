@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_synE.kernels import (
+    FusedAdamW,
     adamw_,
     add_to_main_grad,
     override,
@@ -79,6 +80,35 @@ def test_add_to_main_grad(device):
     weight.grad_added_to_main_grad, weight.zero_out_wgrad = False, True
     placeholder = add_to_main_grad(weight, gradient)
     assert weight.grad_added_to_main_grad and placeholder.abs().sum() == 0
+
+
+def test_fused_adamw_takes_over_an_optimizer_in_mid_run():
+    """Three steps of torch's AdamW, then three of ours on the same state, equal six of torch's."""
+    generator = torch.Generator().manual_seed(3)
+    start = [torch.randn(shape, generator=generator) for shape in ((40, 7), (13,))]
+    grads = [[torch.randn(t.shape, generator=generator) for t in start] for _ in range(6)]
+
+    def train(takes_over: bool) -> list[torch.Tensor]:
+        params = [t.clone().requires_grad_() for t in start]
+        groups = [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95))
+        for step, step_grads in enumerate(grads):
+            if takes_over and step == 3:
+                FusedAdamW.adopt(optimizer)
+            for param, grad in zip(params, step_grads, strict=True):
+                param.grad = grad.clone()
+            optimizer.step()
+        assert all(float(optimizer.state[p]["step"]) == 6 for p in params)
+        return [p.detach() for p in params]
+
+    for ours, torchs in zip(train(True), train(False), strict=True):
+        assert relative_error(ours, torchs) <= 1e-6
+
+
+def test_fused_adamw_refuses_what_it_does_not_do():
+    optimizer = torch.optim.AdamW([torch.zeros(2, requires_grad=True)], amsgrad=True)
+    with pytest.raises(ValueError, match="amsgrad"):
+        FusedAdamW.adopt(optimizer)
 
 
 def test_bad_arguments_are_named():
