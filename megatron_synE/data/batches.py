@@ -5,6 +5,7 @@ Legend: B samples, S tokens in a sample, D documents in a batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,13 +62,15 @@ def assemble(
     for row, places in enumerate(starts):
         packed_starts.append(row * seq_length)
         packed_starts += [row * seq_length + place for place in places if 0 < place < seq_length]
-    cu_seqlens = np.array([*packed_starts, batch_size * seq_length], np.int32)
-    positions = np.arange(batch_size * seq_length) - np.repeat(cu_seqlens[:-1].astype(np.int64), np.diff(cu_seqlens))
+    packed_starts.append(batch_size * seq_length)
+    counting, positions = np.arange(seq_length, dtype=np.int64), np.empty(batch_size * seq_length, np.int64)
+    for first, end in itertools.pairwise(packed_starts):
+        positions[first:end] = counting[: end - first]
     return Batch(
         tokens_BS.reshape(1, -1),
         labels_BS.reshape(1, -1),
         loss_mask_BS.reshape(1, -1),
         positions.reshape(1, -1),
         component_B,
-        cu_seqlens,
+        np.array(packed_starts, np.int32),
     )

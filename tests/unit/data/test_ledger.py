@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,6 @@ import yaml
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
 from megatron_synE.data import DataStream, documents_read, ledger
 from tests.helpers.corpora import write_corpus
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
 from tools import inspect_stream
 
 SEQ_LENGTH = 16
