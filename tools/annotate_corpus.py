@@ -8,6 +8,7 @@ content, is left as it is.
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -41,11 +42,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_scorer(arguments: argparse.Namespace, device: str) -> Scorer:
     """The scorer that the command line asks for."""
-    from megatron_synE.corpus.perplexity import DocumentScorer, HuggingFaceModel
+    from megatron_synE.corpus.perplexity import DocumentScorer, HuggingFaceModel, WindowModel
 
+    model: WindowModel
     if arguments.checkpoint is not None:
-        raise ValueError("--checkpoint: not supported yet; export it with tools/convert_checkpoint.py and use --hf-dir")
-    model = HuggingFaceModel(arguments.hf_dir, device, arguments.dtype, arguments.max_window_tokens)
+        warnings.filterwarnings("ignore", module=r"megatron\.core")
+        from megatron_synE.training.scoring import CheckpointModel
+
+        model = CheckpointModel(arguments.checkpoint, arguments.device, arguments.dtype, arguments.max_window_tokens)
+    else:
+        model = HuggingFaceModel(arguments.hf_dir, device, arguments.dtype, arguments.max_window_tokens)
     return DocumentScorer(model, arguments.tokens_per_batch, arguments.bos_id)
 
 
