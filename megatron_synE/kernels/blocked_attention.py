@@ -13,8 +13,10 @@ import torch
 
 from megatron_synE.kernels._native import address, code, launch
 
-# Bytes of one block's scores, so that the passes of the softmax stay near the cores' caches.
-BLOCK_BYTES = 24 * 2**20
+# Queries of a block: enough rows for efficient products, few enough to leave out most of what the mask hides.
+BLOCK_QUERIES = 128
+# Bytes of one block's scores, so that the passes of the softmax stay in the cores' caches.
+BLOCK_BYTES = 4 * 2**20
 
 
 @torch.library.custom_op("syne::causal_attention", mutates_args=())
@@ -24,19 +26,19 @@ def blocked_causal_attention(
     """Context [S, B, G, R, D] and log-sum-exp [Z, R, S]; the S queries are the last S of the T positions."""
     queries, batch, groups, repeats, _ = query_SBGRD.shape
     keys = key_TBGD.shape[0]
-    context = torch.empty(query_SBGRD.shape, dtype=query_SBGRD.dtype, device=query_SBGRD.device)
-    logsumexp = torch.empty(batch * groups, repeats, queries, dtype=torch.float32, device=query_SBGRD.device)
-    key_ZTD, value_ZTD = _by_group(key_TBGD), _by_group(value_TBGD)
-    for begin, end in _blocks(query_SBGRD, keys):
-        visible = keys - queries + end
-        query = _rows(query_SBGRD[begin:end])
-        scores = torch.bmm(query, key_ZTD[:, :visible].transpose(1, 2))
-        block_lse = torch.empty(scores.shape[:2], dtype=torch.float32, device=scores.device)
-        _softmax("causal_softmax_forward", scores, None, block_lse, end - begin, scale)
-        logsumexp[:, :, begin:end] = block_lse.view(-1, repeats, end - begin)
-        output = torch.bmm(scores, value_ZTD[:, :visible])
-        context[begin:end] = _unrows(output, query_SBGRD[begin:end].shape)
-    return context, logsumexp
+    query_ZRSD, key_ZTD, value_ZTD = _heads_first(query_SBGRD), _heads_first(key_TBGD), _heads_first(value_TBGD)
+    context_ZRSD = query_SBGRD.new_empty(query_ZRSD.shape)
+    logsumexp = query_SBGRD.new_empty(batch * groups, repeats, queries, dtype=torch.float32)
+    for z, block in _blocks(query_ZRSD, keys):
+        visible = keys - queries + block.stop
+        query = _rows(query_ZRSD[z, :, block])
+        scores = torch.bmm(query, key_ZTD[z, :visible].transpose(1, 2))
+        block_lse = scores.new_empty(scores.shape[:2], dtype=torch.float32)
+        _softmax("causal_softmax_forward", scores, None, block_lse, block.stop - block.start, scale)
+        logsumexp[z, :, block] = block_lse.view(logsumexp[z, :, block].shape)
+        output = torch.bmm(scores, value_ZTD[z, :visible])
+        context_ZRSD[z, :, block] = output.view(context_ZRSD[z, :, block].shape)
+    return _heads_last(context_ZRSD, query_SBGRD.shape), logsumexp
 
 
 @torch.library.custom_op("syne::causal_attention_backward", mutates_args=())
@@ -49,62 +51,55 @@ def _backward_op(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     queries, keys = query_SBGRD.shape[0], key_TBGD.shape[0]
-    key_ZTD, value_ZTD = _by_group(key_TBGD), _by_group(value_TBGD)
-    dquery = torch.empty(query_SBGRD.shape, dtype=query_SBGRD.dtype, device=query_SBGRD.device)
-    blocks = _blocks(query_SBGRD, keys)
-    dkey: torch.Tensor | None = None
-    dvalue: torch.Tensor | None = None
-    for begin, end in reversed(blocks):
-        visible = keys - queries + end
-        query, dcontext = _rows(query_SBGRD[begin:end]), _rows(dcontext_SBGRD[begin:end])
-        scores = torch.bmm(query, key_ZTD[:, :visible].transpose(1, 2))
-        dscores = torch.bmm(dcontext, value_ZTD[:, :visible].transpose(1, 2))
-        block_lse = logsumexp[:, :, begin:end].contiguous()
-        _softmax("causal_softmax_backward", scores, dscores, block_lse, end - begin, scale)
-        dquery[begin:end] = _unrows(torch.bmm(dscores, key_ZTD[:, :visible]), query_SBGRD[begin:end].shape)
-        block_dkey = torch.bmm(dscores.transpose(1, 2), query)
-        block_dvalue = torch.bmm(scores.transpose(1, 2), dcontext)
-        if dkey is None or dvalue is None:
-            # The last block sees every key. Several blocks add up in fp32; a single one is rounded once.
-            wide = torch.float32 if len(blocks) > 1 else block_dkey.dtype
-            dkey, dvalue = block_dkey.to(wide), block_dvalue.to(wide)
-        else:
-            dkey[:, :visible] += block_dkey.float()
-            dvalue[:, :visible] += block_dvalue.float()
-    if dkey is None or dvalue is None:
-        return dquery, torch.zeros_like(key_TBGD), torch.zeros_like(value_TBGD)
-    shape = key_TBGD.shape
-    return dquery, _ungroup(dkey.to(key_TBGD.dtype), shape), _ungroup(dvalue.to(key_TBGD.dtype), shape)
+    query_ZRSD, dcontext_ZRSD = _heads_first(query_SBGRD), _heads_first(dcontext_SBGRD)
+    key_ZTD, value_ZTD = _heads_first(key_TBGD), _heads_first(value_TBGD)
+    dquery_ZRSD = query_SBGRD.new_empty(query_ZRSD.shape)
+    # The blocks of queries add up in fp32.
+    dkey_ZTD, dvalue_ZTD = (torch.zeros_like(key_ZTD, dtype=torch.float32) for _ in range(2))
+    for z, block in _blocks(query_ZRSD, keys):
+        visible = keys - queries + block.stop
+        query, dcontext = _rows(query_ZRSD[z, :, block]), _rows(dcontext_ZRSD[z, :, block])
+        scores = torch.bmm(query, key_ZTD[z, :visible].transpose(1, 2))
+        dscores = torch.bmm(dcontext, value_ZTD[z, :visible].transpose(1, 2))
+        block_lse = logsumexp[z, :, block].contiguous()
+        _softmax("causal_softmax_backward", scores, dscores, block_lse, block.stop - block.start, scale)
+        dquery = torch.bmm(dscores, key_ZTD[z, :visible])
+        dquery_ZRSD[z, :, block] = dquery.view(dquery_ZRSD[z, :, block].shape)
+        dkey_ZTD[z, :visible] += torch.bmm(dscores.transpose(1, 2), query).float()
+        dvalue_ZTD[z, :visible] += torch.bmm(scores.transpose(1, 2), dcontext).float()
+    dtype, shape = key_TBGD.dtype, key_TBGD.shape
+    dkey, dvalue = (_heads_last(t.to(dtype), shape) for t in (dkey_ZTD, dvalue_ZTD))
+    return _heads_last(dquery_ZRSD, query_SBGRD.shape), dkey, dvalue
 
 
-def _blocks(query_SBGRD: torch.Tensor, keys: int) -> list[tuple[int, int]]:
-    queries, batch, groups, repeats, _ = query_SBGRD.shape
-    row_bytes = max(1, batch * groups * repeats * keys * query_SBGRD.element_size())
-    count = max(1, -(-queries * row_bytes // BLOCK_BYTES))
-    size = max(16, -(-queries // count))
-    return [(begin, min(begin + size, queries)) for begin in range(0, queries, size)]
+def _blocks(query_ZRSD: torch.Tensor, keys: int) -> list[tuple[slice, slice]]:
+    """(slice of Z, slice of S) of each block: all heads at once while their scores are small."""
+    heads, repeats, queries, _ = query_ZRSD.shape
+    size = min(BLOCK_QUERIES, max(1, queries))
+    together = max(1, BLOCK_BYTES // max(1, repeats * size * keys * query_ZRSD.element_size()))
+    return [
+        (slice(z, min(z + together, heads)), slice(begin, min(begin + size, queries)))
+        for z in range(0, heads, together)
+        for begin in range(0, queries, size)
+    ]
 
 
-def _by_group(tensor_TBGD: torch.Tensor) -> torch.Tensor:
-    """[T, B, G, D] -> contiguous [Z, T, D]."""
-    keys, _, _, dim = tensor_TBGD.shape
-    return tensor_TBGD.permute(1, 2, 0, 3).reshape(-1, keys, dim)
+def _heads_first(tensor: torch.Tensor) -> torch.Tensor:
+    """[S, B, G, R, D] -> contiguous [Z, R, S, D]; [T, B, G, D] -> contiguous [Z, T, D]."""
+    order = (1, 2, 3, 0, 4) if tensor.dim() == 5 else (1, 2, 0, 3)
+    return tensor.permute(order).contiguous().flatten(0, 1)
 
 
-def _ungroup(tensor_ZTD: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    keys, batch, groups, dim = shape
-    return tensor_ZTD.view(batch, groups, keys, dim).permute(2, 0, 1, 3).contiguous()
+def _heads_last(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The inverse of `_heads_first`, to `shape`, contiguous."""
+    by_batch = tensor.unflatten(0, (shape[1], shape[2]))
+    order = (3, 0, 1, 2, 4) if len(shape) == 5 else (2, 0, 1, 3)
+    return by_batch.permute(order).contiguous()
 
 
-def _rows(tensor_SBGRD: torch.Tensor) -> torch.Tensor:
-    """[S, B, G, R, D] -> contiguous [Z, R * S, D]."""
-    queries, batch, groups, repeats, dim = tensor_SBGRD.shape
-    return tensor_SBGRD.permute(1, 2, 3, 0, 4).reshape(batch * groups, repeats * queries, dim)
-
-
-def _unrows(tensor_ZQD: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    queries, batch, groups, repeats, dim = shape
-    return tensor_ZQD.view(batch, groups, repeats, queries, dim).permute(3, 0, 1, 2, 4)
+def _rows(tensor_ZRSD: torch.Tensor) -> torch.Tensor:
+    """[Z, R, S, D] -> contiguous [Z, R * S, D]."""
+    return tensor_ZRSD.flatten(1, 2).contiguous()
 
 
 def _softmax(

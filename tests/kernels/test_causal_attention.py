@@ -40,8 +40,8 @@ def inputs(queries, keys, batch, groups, repeats, dim):
     "shape", [(1, 1, 1, 1, 1, 2), (13, 13, 2, 2, 3, 8), (5, 29, 2, 1, 4, 16), (67, 67, 1, 3, 1, 64)]
 )
 def test_against_reference(shape, dtype, device, monkeypatch):
-    for block_bytes in (1, 24 * 2**20):  # several blocks of queries, and one
-        monkeypatch.setattr("megatron_synE.kernels.blocked_attention.BLOCK_BYTES", block_bytes)
+    for block_queries in (4, 128):  # several blocks of queries, and one
+        monkeypatch.setattr("megatron_synE.kernels.blocked_attention.BLOCK_QUERIES", block_queries)
         check(lambda q, k, v: causal_attention(q, k, v, 0.3), oracle, inputs(*shape), dtype, device, eager)
 
 
