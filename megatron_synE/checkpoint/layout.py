@@ -134,18 +134,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write and fsync a JSON object.
+def to_json(name: str, content: dict[str, Any]) -> str:
+    """The text of file `name`.
 
     Raises:
         ValueError: `content` holds something JSON has not.
     """
     try:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path.name}: not JSON ({error}); give numbers, strings, lists and dicts only") from None
+        raise ValueError(f"{name}: not JSON ({error}); give numbers, strings, lists and dicts only") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and fsync."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -153,7 +157,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def write_file_list(directory: Path) -> None:
     """Record name and size of all files in `directory`, so that a lost or shortened one is found before loading."""
     sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.name != FILES_FILE}
-    write_json(directory / FILES_FILE, {"files": sizes})
+    write_text(directory / FILES_FILE, to_json(FILES_FILE, {"files": sizes}))
 
 
 def check_files(directory: Path) -> None:
@@ -226,10 +230,7 @@ def _prune(root: Path, keep: int) -> None:
 
 def _write_latest(root: Path, name: str) -> None:
     temporary = root / f".{LATEST_FILE}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(temporary, name + "\n")
     temporary.replace(root / LATEST_FILE)
     _fsync_directory(root)
 

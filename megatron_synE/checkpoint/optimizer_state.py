@@ -12,28 +12,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-MAIN_PARAM_PREFIX = "optimizer.state.fp32_param."
-_DISTRIBUTED_MAIN_PARAM_PREFIX = "optimizer.state.param."
+from megatron_synE.checkpoint.distributed_optimizer import MAIN_PARAM_PREFIX, distributed_state
+
+__all__ = ["MAIN_PARAM_PREFIX", "allocate_state", "load_state_dict", "read_step", "sharded_state_dict"]
 
 
 def allocate_state(optimizer: Any) -> None:
-    """Give torch's Adam the state that its first step would create, so that there is something to save or load into.
-
-    megatron-core reads `step` from every parameter's state and fails where there is none yet.
-    """
+    """Give Adam the state that its first step would create, so that there is something to save or to load into."""
     for inner in _inner_optimizers(optimizer):
-        if not isinstance(inner, torch.optim.Adam):
-            continue  # Apex and Transformer Engine: megatron-core allocates
         for group in inner.param_groups:
             for param in group["params"]:
-                if not inner.state[param]:
-                    inner.state[param]["exp_avg"] = torch.zeros_like(param.data)
-                    inner.state[param]["exp_avg_sq"] = torch.zeros_like(param.data)
-                inner.state[param].setdefault("step", torch.tensor(0.0))
+                state = inner.state[param]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(param.data)
+                    state["exp_avg_sq"] = torch.zeros_like(param.data)
+                if isinstance(inner, torch.optim.Adam):  # Apex and Transformer Engine count by group
+                    state.setdefault("step", torch.tensor(0.0))
 
 
 def read_step(optimizer: Any) -> int:
@@ -48,46 +44,31 @@ def read_step(optimizer: Any) -> int:
     return 0
 
 
-def sharded_state_dict(optimizer: Any, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
-    """The optimizer's part of a checkpoint, with the keys that all optimizers share."""
-    metadata = {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": _gathers_over_gloo(optimizer),
-        "chained_optim_avoid_prefix": True,
+def sharded_state_dict(optimizer: Any, model_state: dict[str, Any], is_loading: bool) -> dict[Any, Any]:
+    """The optimizer's part of a checkpoint, by number of the optimizer in a chain."""
+    return {
+        number: distributed_state(part, model_state)
+        if isinstance(part, DistributedOptimizer)
+        else part.sharded_state_dict(model_state, is_loading=is_loading)
+        for number, part in enumerate(_parts(optimizer))
     }
-    state = optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=metadata)
-    for value in nested_values(state):
-        if isinstance(value, ShardedBase):
-            value.key = value.key.replace(_DISTRIBUTED_MAIN_PARAM_PREFIX, MAIN_PARAM_PREFIX)
-    return state
 
 
 def load_state_dict(optimizer: Any, loaded: dict[Any, Any], step: int) -> None:
     """Take over what was loaded for `sharded_state_dict`, and the number of updates.
 
-    The distributed optimizer is given its tensors directly: its own `load_state_dict` looks for a step count per
-    parameter among them, which torch's Adam has and the checkpoint has not.
+    The distributed optimizer's tensors were filled in place.
     """
-    parts = _parts(optimizer)
-    states = [loaded] if len(parts) == 1 else [loaded[number] for number in range(len(parts))]
-    for part, state in zip(parts, states, strict=True):
-        if isinstance(part, DistributedOptimizer):
-            for of_parameter in part.optimizer.state.values():
-                of_parameter.pop("step", None)
-            part.load_parameter_state_from_fully_reshardable(state["param_state"])
-        else:
-            inner_state = state.get("optimizer", state)["state"]
+    for number, part in enumerate(_parts(optimizer)):
+        if not isinstance(part, DistributedOptimizer):
+            inner_state = loaded[number].get("optimizer", loaded[number])["state"]
             inner_state["common_step"] = torch.tensor(float(step))  # megatron-core leaves a step of 0 out
-            part.load_state_dict(state)
+            part.load_state_dict(loaded[number])
     _write_step(optimizer, step)
 
 
 def _write_step(optimizer: Any, step: int) -> None:
-    """Set the number of updates; each parameter gets its own tensor.
-
-    megatron-core leaves one tensor shared by all parameters behind, which torch's multi-tensor Adam would then count
-    up once for each of them.
-    """
+    """Set the number of updates. Each parameter gets its own tensor: torch's multi-tensor Adam counts each up."""
     for inner in _inner_optimizers(optimizer):
         if isinstance(inner, torch.optim.Adam):
             for state in inner.state.values():
@@ -95,11 +76,6 @@ def _write_step(optimizer: Any, step: int) -> None:
         else:
             for group in inner.param_groups:
                 group["step"] = step
-
-
-def _gathers_over_gloo(optimizer: Any) -> bool:
-    """Gather the distributed optimizer's shards on the host of data-parallel rank 0 only, where gloo groups exist."""
-    return all(getattr(part, "data_parallel_group_gloo", None) is not None for part in _parts(optimizer))
 
 
 def _parts(optimizer: Any) -> list[Any]:

@@ -16,8 +16,9 @@ What holds:
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.distributed import DistributedDataParallel
 from torch.distributed.checkpoint import CheckpointException
 
-import megatron_synE
 from megatron_synE.checkpoint import layout, optimizer_state, rng
+from megatron_synE.checkpoint.collective import first_problem, on_rank_zero
 from megatron_synE.checkpoint.torch_dist import LoadStrategy, OwnCommonState, SavedTensor, SaveStrategy, read_index
 from megatron_synE.config.model import LlamaArchitecture
 
@@ -238,7 +239,7 @@ def _prepare_tensors(root: Path, step: int, architecture: LlamaArchitecture, sha
         raise ValueError(f"state: {', '.join(clash)} are set by the checkpoint itself; leave them out")
     description = {
         "format_version": layout.FORMAT_VERSION,
-        "megatron_synE_version": megatron_synE.__version__,
+        "megatron_synE_version": _own_version(),
         "step": step,
         "architecture": dataclasses.asdict(architecture),
         "layout": _layout(),
@@ -247,16 +248,15 @@ def _prepare_tensors(root: Path, step: int, architecture: LlamaArchitecture, sha
         **state,
     }
 
-    def begin() -> None:
-        directory = layout.prepare(root, step)
-        layout.write_json(directory / layout.STATE_FILE, description)
+    state_json = layout.to_json(layout.STATE_FILE, description)  # now: training goes on while a child writes
 
     def publish() -> None:
         directory = layout.temporary_directory(root, step)
+        layout.write_text(directory / layout.STATE_FILE, state_json)
         layout.write_file_list(directory)
         layout.publish(root, step, keep)
 
-    _on_rank_zero(begin)
+    on_rank_zero(lambda: layout.prepare(root, step))
     request = dist_checkpointing.save(
         sharded,
         str(layout.temporary_directory(root, step)),
@@ -264,7 +264,7 @@ def _prepare_tensors(root: Path, step: int, architecture: LlamaArchitecture, sha
         validate_access_integrity=False,  # torch's planner checks that the chunks cover each tensor once
         async_sharded_save=True,
     )
-    request.add_finalize_fn(lambda: _on_rank_zero(publish))
+    request.add_finalize_fn(lambda: on_rank_zero(publish))
     return request
 
 
@@ -285,20 +285,18 @@ def _load_tensors(directory: Path, wanted: dict[str, Any], index: dict[str, Save
 
 def _check_tensors(directory: Path, wanted: dict[str, Any], index: dict[str, SavedTensor]) -> None:
     """Names and shapes of what this rank wants, before megatron-core trips over them one by one."""
-    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-
     found = []
     for value in nested_values(wanted):
         if not isinstance(value, ShardedBase):
             continue
         if value.key not in index:
             found.append(f"no tensor {value.key}")
-        elif isinstance(value, ShardedTensor) and not isinstance(value, ShardedTensorFactory):
+        elif isinstance(value, ShardedTensor):
             saved = index[value.key].shape
             compared = slice(1, None) if value.allow_shape_mismatch else slice(None)  # rows: the padded vocabulary
             if tuple(value.global_shape)[compared] != saved[compared]:
                 found.append(f"{value.key} has shape {saved}, the model wants {tuple(value.global_shape)}")
-    problem = _first_problem(f"{directory}: " + "; ".join(found[:5]) if found else "")
+    problem = first_problem(f"{directory}: " + "; ".join(found[:5]) if found else "")
     if problem:
         raise ValueError(f"{problem}; this is a checkpoint of another model, check the fields of `model`")
 
@@ -372,26 +370,11 @@ def _layout() -> dict[str, int]:
     }
 
 
-def _on_rank_zero(action: Callable[[], None]) -> None:
-    """Run on rank 0 while the others wait; an error there is raised everywhere, so that no rank waits for ever."""
-    problem: Exception | None = None
-    if torch.distributed.get_rank() == 0:
-        try:
-            action()
-        except Exception as error:
-            problem = error
-    message = _first_problem("" if problem is None else str(problem))
-    if problem is not None:
-        raise problem
-    if message:
-        raise ValueError(message)
-
-
-def _first_problem(message: str) -> str:
-    """The first rank's message that is not empty, on all ranks."""
-    messages: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(messages, message)
-    return next((text for text in messages if text), "")
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("megatron-synE")
+    except importlib.metadata.PackageNotFoundError:  # run from the source tree
+        return "unknown"
 
 
 class _WriteErrors:
@@ -407,8 +390,9 @@ class _WriteErrors:
         if isinstance(error, CheckpointException):
             if torch.distributed.get_rank() == 0:
                 shutil.rmtree(layout.temporary_directory(self._root, self._step), ignore_errors=True)
+            cause = first_problem(_cause(error) if error.failures else "")  # only the coordinator knows it
             raise OSError(
-                f"checkpoint.save: step {self._step} could not be written to {self._root} ({_cause(error)}); "
+                f"checkpoint.save: step {self._step} could not be written to {self._root} ({cause}); "
                 "earlier checkpoints are untouched; make room or choose another directory"
             ) from error
 

@@ -51,7 +51,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_synE.checkpoint.layout import INDEX_FILE, read_json, write_json
+from megatron_synE.checkpoint.layout import INDEX_FILE, read_json, write_text
 
 WRITER_THREADS = 2
 """Files per rank, written at the same time."""
@@ -100,7 +100,7 @@ class Writer(FileSystemWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator: `.metadata` as torch writes it, and the same as JSON."""
         super().finish(metadata, results)
-        write_json(Path(self.path) / INDEX_FILE, {"tensors": _index_of(metadata)})
+        write_text(Path(self.path) / INDEX_FILE, json.dumps({"tensors": _index_of(metadata)}))
 
 
 class SaveStrategy(TorchDistSaveShardedStrategy):

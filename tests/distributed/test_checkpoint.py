@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from megatron_synE.config.parallel import ParallelConfig
@@ -93,12 +95,14 @@ def test_same_layout_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def _save_in_background(folder: str) -> list[str]:
-    from megatron_synE.checkpoint import AsyncCheckpointer, find_latest
+    from megatron_synE.checkpoint import AsyncCheckpointer, find_latest, save_checkpoint
 
     chunks, optimizer = build_training(TP2_DP2_OVERLAP, "bf16")
     update(chunks, optimizer)
     _save(Path(folder) / "expected", chunks, optimizer, step=1)
-    common = {"architecture": TINY, "model_chunks": chunks, "optimizer": optimizer, "rng_state": None, "state": {}}
+    common: dict[str, Any] = {
+        "architecture": TINY, "model_chunks": chunks, "optimizer": optimizer, "rng_state": None, "state": {},
+    }  # fmt: skip
     root = Path(folder) / "actual"
     checkpointer = AsyncCheckpointer()
     checkpointer.save(root, step=1, **common)
@@ -109,12 +113,31 @@ def _save_in_background(folder: str) -> list[str]:
     checkpointer.wait()
     assert checkpointer.poll()
     seen.append(find_latest(root))
-    return [path.name if path else "" for path in seen]
+
+    _fill_the_disk_of_rank_1()
+    for save in (lambda: save_checkpoint(root, step=3, **common), lambda: checkpointer.save(root, step=3, **common)):
+        with pytest.raises(OSError, match=r"step 3 could not be written to .*No space left"):
+            save()
+            checkpointer.wait()
+        seen.append(find_latest(root))
+        torch.distributed.barrier()
+    return [path.name if path else "" for path in seen] + sorted(path.name for path in root.iterdir())
 
 
-def test_background_save_is_a_snapshot(tmp_path: Path) -> None:
+def _fill_the_disk_of_rank_1() -> None:
+    from torch.distributed.checkpoint import filesystem
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if torch.distributed.get_rank() == 1:
+        filesystem._write_item = fail
+
+
+def test_background_save_is_a_snapshot_and_a_full_disk_spoils_nothing(tmp_path: Path) -> None:
     results = run_distributed(_save_in_background, 2, str(tmp_path))
-    assert results == [["", "step_00000001", "step_00000002"]] * 2
+    first, second = "step_00000001", "step_00000002"
+    assert results == [["", first, second, second, second, "latest", first, second]] * 2
     assert differing_tensors(tmp_path / "expected", tmp_path / "actual" / "step_00000001") == []
     assert differing_tensors(tmp_path / "expected", tmp_path / "actual" / "step_00000002") != []
 

@@ -149,7 +149,7 @@ def _arm(point: str) -> None:
         return lambda *args, **kwargs: die() if next(calls) == number else original(*args, **kwargs)
 
     places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        "state.json is written": (layout, "write_json", die),
+        "state.json is written": (layout, "write_text", die),
         "the fifth tensor is written": (filesystem, "_write_item", at_call(5, filesystem._write_item)),
         "the metadata are written": (torch_dist.Writer, "finish", die),
         "the file list is written": (layout, "write_file_list", die),
