@@ -87,9 +87,14 @@ class Source:
         """int16[D] topic of each document, unlabelled ones put where the config says."""
         topics = np.asarray(self.annotations.get("topic"))
         if self.config.unlabelled_topic is not None:
-            fallback = self.topic_names.index(self.config.unlabelled_topic)
+            fallback = self._number_of(self.config.unlabelled_topic)
             topics = np.where(topics == NO_LABEL, np.int16(fallback), topics)
         return topics
+
+    def _number_of(self, topic: str) -> int:
+        if topic not in self.topic_names:
+            raise ValueError(f"{self.config.prefix}: no topic {topic!r}; topics are {', '.join(self.topic_names)}")
+        return self.topic_names.index(topic)
 
     @functools.cached_property
     def perplexity(self) -> np.ndarray:
@@ -124,7 +129,7 @@ class Source:
         if self.config.unscored == "drop":
             chosen &= has_score(self.perplexity)
         if topic is not None:
-            chosen &= self.topics == self.topic_names.index(topic)
+            chosen &= self.topics == self._number_of(topic)
         return np.flatnonzero(chosen).astype(np.int32)
 
     def identity(self, topic: str | None) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SchedulePoint, SourceConfig, StageConfig
 from megatron_synE.data.plan import Planner, Slot, round_shares
@@ -81,6 +84,44 @@ def test_a_thousand_random_schedules() -> None:
         timeline = change_topics_at_random(rng, planner, planner.timeline(), rng.randint(0, 3))
         assert timeline.num_samples == sum(stage.tokens for stage in planner.config.stages) // 4
         assert_exact(timeline)
+
+
+parts = st.lists(st.integers(0, 40), min_size=5, max_size=5).filter(any)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 300), parts), min_size=1, max_size=4),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), parts), max_size=3),
+)
+def test_any_weights_budgets_and_changes(
+    stages: list[tuple[int, list[int]]], changes: list[tuple[float, list[int]]]
+) -> None:
+    """Four plain sources and one of five topics; topic shares change at any sample."""
+
+    def shares(names: Sequence[str], counts: list[int]) -> dict[str, str]:
+        return {name: f"{count}/{sum(counts)}" for name, count in zip(names, counts, strict=True)}
+
+    names, topics = ["a", "b", "c", "d", "web"], ["t0", "t1", "t2", "t3", "t4"]
+    config = DataConfig(
+        sources={name: SourceConfig(name, topics=name == "web") for name in names},
+        stages=[StageConfig(str(i), tokens, dict(shares(names, w))) for i, (tokens, w) in enumerate(stages)],
+        seq_length=1,
+    )
+    assert config.problems() == []
+    slots = [Slot(name, None, "", None) for name in names[:4]] + [Slot("web", topic, "", None) for topic in topics]
+    planner = Planner(config, slots, {"web": {topic: Fraction(1, 5) for topic in topics}})
+    timeline = planner.timeline()
+    for place, counts in sorted(changes):
+        moved = {topic: Fraction(share) for topic, share in shares(topics, counts).items()}
+        timeline = planner.replan(timeline, int(place * timeline.num_samples), {"web": moved}, "adjustment")
+    assert timeline.num_samples == sum(tokens for tokens, _ in stages)
+    assert_exact(timeline)
+    for number, segment in enumerate(timeline.segments):
+        if segment.start < timeline.end_of(number):
+            weights = planner.stage_at(segment.start).weights
+            period = sum(segment.numerators)
+            assert [Fraction(n, period) for n in segment.numerators[:4]] == [weights[name] for name in names[:4]]
 
 
 def test_random_schedules_with_caps_never_pass_them() -> None:
