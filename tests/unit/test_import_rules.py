@@ -56,7 +56,7 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
     found = []
     for name in imported_modules(source, module, is_package=is_package):
         top, _, rest = name.partition(".")
-        if top == PACKAGE and part in ALLOWED:
+        if top == PACKAGE and rest != "__version__" and part in ALLOWED:
             own = rest.partition(".")[0] == part
             allowed = any(rest == entry or rest.startswith(entry + ".") for entry in ALLOWED[part])
             if not own and not allowed:
@@ -71,14 +71,14 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
 
 
 def device_questions(source: str, module: str) -> list[str]:
-    """Expressions that ask whether there is a GPU, or which device a tensor is on."""
+    """Expressions that ask whether there is a GPU, or which device a tensor is on; a device that is handed in is known."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Attribute):
             continue
         owner = ast.unparse(node.value)
         about_cuda = owner == "torch.cuda" and node.attr.startswith(("is_available", "device_count", "get_device"))
-        about_tensor = node.attr in {"is_cuda", "is_cpu"} or (node.attr == "type" and owner.endswith("device"))
+        about_tensor = node.attr in {"is_cuda", "is_cpu"} or (node.attr == "type" and owner.endswith(".device"))
         if about_cuda or about_tensor:
             asked = ast.unparse(node)
             found.append(f"{module}:{node.lineno} asks {asked}: only {' and '.join(sorted(KNOW_DEVICES))} know devices")
