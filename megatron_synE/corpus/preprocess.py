@@ -6,10 +6,11 @@ per worker are in memory, whatever the size of the input.
 """
 
 import multiprocessing
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,10 @@ def encode_in_order(chunks: Iterable[Chunk], encoder: ChunkEncoder, num_workers:
     """Encode chunks on ``num_workers`` workers and yield the results in input order."""
     if num_workers == 1:
         keys, label_key = encoder.options.keys, encoder.options.label_key
-        with ThreadPoolExecutor(1) as reader:  # parses the next chunk while gigatoken encodes this one
-            parsed = _map_ahead(reader, lambda chunk: (chunk.parse(keys, label_key), chunk.num_bytes), chunks, ahead=2)
-            for batch, num_bytes in parsed:
-                yield encoder.encode_batch(batch, num_bytes)
+        # three stages in three threads: one parses, one encodes (with gigatoken's own threads), the caller writes
+        with _prompt_threads(), ThreadPoolExecutor(1) as parser, ThreadPoolExecutor(1) as encoding:
+            parsed = _map_ahead(parser, lambda chunk: (chunk.parse(keys, label_key), chunk.num_bytes), chunks, ahead=1)
+            yield from _map_ahead(encoding, lambda item: encoder.encode_batch(*item), parsed, ahead=1)
         return
     setup = (encoder.tokenizer.type, encoder.tokenizer.name, encoder.tokenizer.backend.name, encoder.options)
     # spawn: a forked child would inherit gigatoken's thread pool without its threads
@@ -203,6 +204,17 @@ def encode_in_order(chunks: Iterable[Chunk], encoder: ChunkEncoder, num_workers:
         except GeneratorExit:
             workers.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _prompt_threads() -> Iterator[None]:
+    """Let a thread that comes back from gigatoken have the interpreter at once, not after 5 ms of another's parsing."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _map_ahead(executor: Executor, function: Callable[..., Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:

@@ -6,7 +6,6 @@ documents (``Chunk.parse``) is the expensive half and may run in another process
 
 import glob
 import gzip
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -255,7 +254,8 @@ def _open_compressed(path: Path, kind: str) -> IO[bytes]:
             import zstandard
         except ImportError as error:
             raise ValueError(f"{path}: reading .zst needs the package zstandard; install it") from error
-        return zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=1 << 31))
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # what --long=31 writes
+        return decompressor.stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
     return open(path, "rb", buffering=0)
 
 
@@ -267,7 +267,7 @@ def _json_chunks(path: Path, kind: str, chunk_bytes: int) -> Iterator[JsonLinesC
             if end == 0:
                 carry += data
                 continue
-            whole = carry + data[:end] if carry else data[:end]
+            whole = b"".join((carry, memoryview(data)[:end]))
             carry = data[end:]
             yield JsonLinesChunk(str(path), line, whole)
             line += whole.count(b"\n")
@@ -277,13 +277,13 @@ def _json_chunks(path: Path, kind: str, chunk_bytes: int) -> Iterator[JsonLinesC
 
 def _read_some(file: IO[bytes], path: Path, size: int) -> bytes:
     """Read ``size`` bytes, fewer only at the end of the file; name the file when it is damaged."""
-    pieces = io.BytesIO()
     try:
-        while pieces.tell() < size and (data := file.read(size - pieces.tell())):
-            pieces.write(data)
+        data = file.read(size)
+        while len(data) < size and (more := file.read(size - len(data))):
+            data += more
     except Exception as error:  # zlib, gzip and zstandard each have exceptions of their own
         raise ValueError(f"{path}: cannot be read ({error}); the file is truncated or damaged") from error
-    return pieces.getvalue()
+    return data
 
 
 def _parquet_chunks(path: Path, columns: Sequence[str], chunk_bytes: int) -> Iterator[ParquetChunk]:

@@ -10,8 +10,7 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -240,7 +239,7 @@ def _huggingface(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokeni
         vocab_size=max([*base_ids, *ids.values()]) + 1,
         eod_id=eod_id,
         fingerprint=_fingerprint(content),
-        backend=_fastest(data.decode("utf-8"), HuggingFaceBackend(data.decode("utf-8")), list(ids), fast),
+        backend=_fastest(lambda: data.decode("utf-8"), HuggingFaceBackend(data.decode("utf-8")), list(ids), fast),
     )
 
 
@@ -261,8 +260,7 @@ def _huggingface_eod(directory: Path, ids: dict[str, int]) -> int | None:
 
 def _tiktoken(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokenizer:
     try:
-        pairs = [line.split() for line in data.splitlines() if line]
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        ranks = read_ranks(data)
     except ValueError as error:
         raise ValueError(f"--tokenizer-model {file}: not a tiktoken model ({error})") from error
     if len(ranks) != llama3.NUM_BASE_TOKENS:
@@ -272,49 +270,29 @@ def _tiktoken(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokenizer
         )
     special = llama3.special_tokens()
     reference = TikTokenBackend(ranks)
-    backend: Backend = reference
-    if fast:
-        try:
-            converted = _tiktoken_as_json(data)
-        except Exception as error:  # whatever transformers raises, the reference still works
-            logger.warning("%s: tiktoken is used, not gigatoken: the conversion failed (%s)", file, error)
-        else:
-            backend = _fastest(converted, reference, special, fast)
     return CorpusTokenizer(
         type="TikTokenizer",
         name=name,
         vocab_size=len(ranks) + len(special),
         eod_id=len(ranks) + special.index(llama3.END_OF_TEXT),
         fingerprint=hashlib.sha256(data).hexdigest()[:32],
-        backend=backend,
+        backend=_fastest(lambda: llama3.tokenizer_json(ranks), reference, special, fast),
     )
 
 
-def _tiktoken_as_json(data: bytes) -> str:
-    """Llama-3's ranks as a ``tokenizer.json``, which gigatoken reads (its own reader of this file panics)."""
-    from transformers.convert_slow_tokenizer import TikTokenConverter
-
-    with tempfile.NamedTemporaryFile(suffix=".model") as file:  # the converter wants a path
-        file.write(data)
-        file.flush()
-        converter = TikTokenConverter(
-            vocab_file=file.name, pattern=llama3.SPLIT_PATTERN, extra_special_tokens=llama3.special_tokens()
-        )
-        return str(converter.converted().to_str())
+def read_ranks(data: bytes) -> dict[bytes, int]:
+    """The tokens of a tiktoken model and their ranks: a line is the token in base64 and its rank."""
+    pairs = (line.split() for line in data.splitlines() if line)
+    return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
 
 
 def _sentencepiece(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokenizer:
-    reference = SentencePieceBackend(data)
-    backend: Backend = reference
-    if fast:
-        try:
-            from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
+    def as_tokenizer_json() -> str:
+        from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
-            converted = sentencepiece_to_tokenizer_json(data)
-        except (ImportError, ValueError) as error:
-            logger.warning("%s: sentencepiece is used, not gigatoken: %s", file, error)
-        else:
-            backend = _fastest(converted, reference, [], fast)
+        return str(sentencepiece_to_tokenizer_json(data))
+
+    reference = SentencePieceBackend(data)
     eos = reference.processor.eos_id()
     return CorpusTokenizer(
         type="SentencePieceTokenizer",
@@ -322,17 +300,19 @@ def _sentencepiece(name: str, file: Path, data: bytes, fast: bool) -> CorpusToke
         vocab_size=reference.processor.vocab_size(),
         eod_id=eos if eos >= 0 else None,
         fingerprint=hashlib.sha256(data).hexdigest()[:32],
-        backend=backend,
+        backend=_fastest(as_tokenizer_json, reference, [], fast),
     )
 
 
-def _fastest(tokenizer_json: str, reference: Backend, special_tokens: list[str], fast: bool) -> Backend:
+def _fastest(
+    tokenizer_json: Callable[[], str], reference: Backend, special_tokens: list[str], fast: bool
+) -> Backend:
     """gigatoken if it loads the tokenizer and encodes the probe texts like ``reference``, else ``reference``."""
     if not fast:
         return reference
     probes = [*PROBE_TEXTS, " ".join(special_tokens[:8]), "".join(special_tokens[:8])]
     try:
-        backend = GigatokenBackend(_without_special_tokens(tokenizer_json))
+        backend = GigatokenBackend(_without_special_tokens(tokenizer_json()))
         same = all(map(np.array_equal, backend.encode_batch(probes), reference.encode_batch(probes)))
         reason = "" if same else "it encodes a probe text differently"
     except Exception as error:  # the Rust side reports what it does not support in many ways

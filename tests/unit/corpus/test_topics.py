@@ -43,6 +43,7 @@ def test_it_learns_both_languages(classifier: LinearClassifier, name: str) -> No
     assert predicted.dtype == np.int16 and (predicted == labels[160:]).mean() >= 0.95
 
 
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 def test_shuffled_labels_are_not_learned() -> None:
     """The features carry no trace of a document's place: the test above can fail."""
     texts, labels = labelled("web_en")
