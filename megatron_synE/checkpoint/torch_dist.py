@@ -12,7 +12,10 @@ and torch's own tools read a checkpoint of ours. Two things differ from megatron
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +52,16 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from megatron_synE.checkpoint.layout import INDEX_FILE, read_json, write_text
 
 WRITER_THREADS = 2
 """Files per rank, written at the same time."""
+READER_THREADS = 4
+"""Files that a rank reads at the same time; each holds one chunk in memory."""
 
 
 class Writer(FileSystemWriter):
@@ -136,6 +143,18 @@ class SavedTensor:
 
 class Reader(FileSystemReader):
     """torch's file reader, with the metadata from index.json instead of a pickle."""
+
+    def read_data(self, plan: LoadPlan, planner: Any) -> Future[None]:
+        """Read the files that the plan names, several at a time."""
+        by_file = defaultdict(list)
+        for item in plan.items:
+            by_file[self.storage_data[item.storage_index].relative_path].append(item)
+        read_file = super().read_data
+        with ThreadPoolExecutor(READER_THREADS) as pool:
+            list(pool.map(lambda items: read_file(dataclasses.replace(plan, items=items), planner), by_file.values()))
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Where every chunk lies."""
