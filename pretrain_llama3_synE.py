@@ -1,4 +1,7 @@
-"""Continual pre-training of Llama-3: torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--section.field value]."""
+"""Continual pre-training of Llama-3.
+
+torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--section.field value …]
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from typing import Any
 
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
-
 
 SECONDS_FOR_THE_FIRST_PROCESS = 5.0
 

@@ -16,7 +16,7 @@ class CheckpointConfig:
     keep: int | None = None
     """Keep this many newest checkpoints; none keeps all."""
     load: str | None = None
-    """Folder of another run, or one checkpoint of it, to start from when `save` holds none: weights only, new schedule."""
+    """Folder of another run, or a checkpoint in it, to start from when `save` holds none: weights only."""
     init_from_hf: str | None = None
     """Folder of a Hugging Face Llama to start from when `save` holds no checkpoint."""
     async_save: bool = False

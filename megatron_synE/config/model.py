@@ -103,7 +103,7 @@ class LlamaArchitecture:
 PRESETS: dict[str, LlamaArchitecture] = {
     "llama3_8b": LlamaArchitecture(32, 4096, 14336, 32, 8, 128256),
     "llama3_70b": LlamaArchitecture(80, 8192, 28672, 64, 8, 128256),
-    "tinyllama_1_1b": LlamaArchitecture(22, 2048, 5632, 32, 4, 32000, max_position_embeddings=2048, rotary_base=10000.0),
+    "tinyllama_1_1b": LlamaArchitecture(22, 2048, 5632, 32, 4, 32000, max_position_embeddings=2048, rotary_base=1e4),
     "llama3_tiny": LlamaArchitecture(4, 128, 352, 8, 4, 4096, max_position_embeddings=2048),
 }
 
@@ -158,8 +158,8 @@ class ModelConfig:
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if base is not None:
             return dataclasses.replace(base, **own)
-        required = [field.name for field in dataclasses.fields(LlamaArchitecture) if field.default is dataclasses.MISSING]
-        missing = [name for name in required if name not in own]
+        fields = dataclasses.fields(LlamaArchitecture)
+        missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in own]
         if missing:
             raise ValueError(
                 f"model: {', '.join(missing)} not given; set model.preset to one of {', '.join(PRESETS)}, "

@@ -71,9 +71,9 @@ class ScheduleConfig:
                 found.append(f"schedule.{phase}: a negative length; use 0 or more")
         if self.style != "wsd" and (self.decay_tokens or self.decay_steps):
             found.append(f"schedule.decay: only style wsd has a decay phase, style is {self.style}; drop it or use wsd")
-        if self.style == "wsd" and self.decay_style == "exponential" and self.min_lr <= 0:
-            if self.decay_tokens or self.decay_steps:
-                found.append("schedule.min_lr: an exponential decay needs a positive end; set it")
+        decays = self.style == "wsd" and bool(self.decay_tokens or self.decay_steps)
+        if decays and self.decay_style == "exponential" and self.min_lr <= 0:
+            found.append("schedule.min_lr: an exponential decay needs a positive end; set it")
         if self.init_lr < 0 or self.min_lr < 0:
             found.append("schedule.init_lr, schedule.min_lr: a negative learning rate; use 0 or more")
         return found

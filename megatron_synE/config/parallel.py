@@ -47,16 +47,18 @@ class ParallelConfig:
                 found.append(f"parallel.{name}: {getattr(self, name)} is not positive; use 1 or more")
         virtual = self.virtual_pipeline_model_parallel_size
         if virtual is not None and virtual < 2:
-            found.append(f"parallel.virtual_pipeline_model_parallel_size: {virtual} has no effect; use null or 2 or more")
+            found.append(f"parallel.virtual_pipeline_model_parallel_size: {virtual} is below 2; use null or more")
         if virtual is not None and self.pipeline_model_parallel_size < 2:
             found.append(
-                "parallel.virtual_pipeline_model_parallel_size: needs parallel.pipeline_model_parallel_size of 2 or more"
+                "parallel.virtual_pipeline_model_parallel_size: it needs parallel.pipeline_model_parallel_size of 2 or "
+                "more; raise that, or use null"
             )
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             found.append("parallel.sequence_parallel: needs parallel.tensor_model_parallel_size above 1; turn it off")
         if self.overlap_param_gather and not (self.use_distributed_optimizer and self.overlap_grad_reduce):
             found.append(
-                "parallel.overlap_param_gather: needs parallel.use_distributed_optimizer and parallel.overlap_grad_reduce"
+                "parallel.overlap_param_gather: needs parallel.use_distributed_optimizer and "
+                "parallel.overlap_grad_reduce; turn both on, or this off"
             )
         return found
 
@@ -76,9 +78,9 @@ class ParallelConfig:
                 f"model.num_layers {model.num_layers}"
             )
         if self.sequence_parallel and seq_length % (tp * cp):
-            found.append(f"data.seq_length: {seq_length} is not divisible by the {tp * cp} processes that split a sequence")
+            found.append(f"data.seq_length: {seq_length} is not divisible by the {tp * cp} processes that split it")
         if cp > 1 and seq_length % (2 * cp):
-            found.append(f"data.seq_length: {seq_length} is not divisible by 2 * parallel.context_parallel_size ({2 * cp})")
+            found.append(f"data.seq_length: {seq_length} is no multiple of 2 x parallel.context_parallel_size {2 * cp}")
         return found
 
     def problems_with_world(self, world_size: int) -> list[str]:

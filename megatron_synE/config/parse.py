@@ -39,7 +39,8 @@ def parse_job(arguments: Sequence[str]) -> JobConfig:
             raise
         raise ValueError("the command line could not be read; see --help") from None
     except Exception as error:
-        raise ValueError(f"{_first_lines(str(error))}\nSee --help for every field, --print_config for all values.") from None
+        hint = "See --help for every field, --print_config for all values."
+        raise ValueError(f"{_first_lines(str(error))}\n{hint}") from None
 
 
 def instantiate(parser: ArgumentParser, namespace: Namespace) -> JobConfig:

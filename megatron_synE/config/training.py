@@ -40,7 +40,7 @@ class TrainingConfig:
         if self.micro_batch_size > 0 and self.global_batch_size % together:
             return [
                 f"training.global_batch_size: {self.global_batch_size} is not divisible by training.micro_batch_size "
-                f"{self.micro_batch_size} x {data_parallel_size} data-parallel processes; make it a multiple of {together}"
+                f"{self.micro_batch_size} x {data_parallel_size} data-parallel processes; use a multiple of {together}"
             ]
         return []
 
@@ -72,7 +72,7 @@ class LoggingConfig:
     tensorboard: bool = True
     """Write TensorBoard files."""
     peak_tflops: float | None = None
-    """Peak of one device in TFLOP/s for MFU; none takes the data sheet's dense bf16 figure of known GPUs, else no MFU."""
+    """Peak of one device in TFLOP/s for MFU; none takes the data sheet's dense bf16 figure where the GPU is known."""
 
     def problems(self) -> list[str]:
         """Values outside their range."""

@@ -1,7 +1,8 @@
-"""The attention core. Shapes: S sequence, B batch, N query heads, G key/value heads, D head channels, T packed tokens."""
+"""The attention core. S sequence, B batch, N query heads, G key/value heads, D head channels, T packed tokens."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class DotProductAttention(MegatronModule):
     ) -> torch.Tensor:
         """One causal attention for each document: no mask over the whole pack is ever built."""
         contexts = []
-        for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
+        for start, end in pairwise(boundaries):
             parts = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query_TND, key_TGD, value_TGD))
             contexts.append(_causal(*parts).squeeze(0).transpose(0, 1))
         return torch.cat(contexts).flatten(1)

@@ -11,9 +11,9 @@ and only where CUDA is absent. Nothing of megatron-core is replaced but where it
 | `torch.cuda.{Stream, Event, stream, current_stream, default_stream}` | one queue, in program order |
 | `torch.cuda.{manual_seed, get_rng_state, set_rng_state}` | the generator is the CPU's |
 | `tensor_parallel.random._get/_set_cuda_rng_state` | the same, for the tracker's forked states |
-| the logger of `tensor_parallel.random` | drops "CPU RNG state changed within GPU RNG context": here they are one generator |
+| the logger of `tensor_parallel.random` | drops "CPU RNG state changed …": here both are one generator |
 | `torch.Tensor.cuda` | moving to the device is the identity |
-| literals in `LITERAL_MODULES` | `device="cuda"` in factory calls, and type names such as `"torch.cuda.FloatTensor"` in checks |
+| literals in `LITERAL_MODULES` | `device="cuda"` in calls, type names such as `"torch.cuda.FloatTensor"` in checks |
 
 The literals are changed in the code objects' constants, so that the functions keep their identity wherever they were
 already imported.

@@ -20,7 +20,7 @@ def choose_device(wish: Literal["auto", "cuda", "cpu"], local_rank: int = 0) -> 
         wish = "cuda" if torch.cuda.is_available() else "cpu"
     if wish == "cpu":
         if torch.cuda.is_available():
-            raise ValueError("parallel.device: cpu on a machine with GPUs; hide them with CUDA_VISIBLE_DEVICES= (empty)")
+            raise ValueError("parallel.device: cpu, but this machine has GPUs; hide them with CUDA_VISIBLE_DEVICES=")
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("parallel.device: cuda, but torch sees no GPU; use cpu or auto, or install torch for CUDA")

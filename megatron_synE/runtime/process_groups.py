@@ -42,8 +42,8 @@ def world_size_from_environment() -> int:
 def initialize(parallel: ParallelConfig, seed: int = 1234) -> Runtime:
     """Bring up torch.distributed (nccl or gloo), megatron-core's process groups and the random number generators.
 
-    A torch.distributed that is already up is used as it is. Otherwise reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT as torchrun sets them; alone, it is a world of one.
+    A torch.distributed that is already up is used as it is. Otherwise reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
+    and MASTER_PORT as torchrun sets them; alone, it is a world of one.
 
     Raises:
         ValueError: the number of processes does not fit `parallel`, or the device is absent.

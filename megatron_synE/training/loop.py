@@ -1,4 +1,4 @@
-"""The training loop: which samples, which learning rate, what is logged, when it evaluates, adjusts, saves and stops."""
+"""The training loop: which samples, which learning rate, what is logged; when to evaluate, adjust, save and stop."""
 
 from __future__ import annotations
 
@@ -80,15 +80,15 @@ class TrainingLoop:
                 self._evaluate(step)
             if self._due(step, checkpoint.save_interval_steps):
                 self._save(step)
-            early = training.exit_after_steps is not None and step - self.run.first_step >= training.exit_after_steps
-            stopped = self.stop_signal.anywhere(self.run.runtime.device) or early
+            spent = training.exit_after_steps is not None and step >= self.run.first_step + training.exit_after_steps
+            stopped = self.stop_signal.anywhere(self.run.runtime.device) or spent
         if step == self.run.last_step and self.run.job.evaluation.at_end:
             self._evaluate(step)
         self._save(step)
         if self._async_checkpointer is not None:
             self._async_checkpointer.wait()
         if stopped and step < self.run.last_step:
-            self.progress.note(f"stopped after step {step} of {self.run.last_step}; the same command goes on from there")
+            self.progress.note(f"stopped after step {step} of {self.run.last_step}; the same command goes on")
 
     def microbatches(self, step: int) -> list[MicroBatch]:
         """This process's micro-batches of the step that follows `step` steps."""
@@ -115,8 +115,9 @@ class TrainingLoop:
         synchronize(self.run.runtime.device)
         if not result.updated and self.run.job.training.fail_on_nan:
             raise FloatingPointError(
-                f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: not finite. Lower optimizer.lr, "
-                "look at the data of this step (tools/inspect_stream.py), or set training.fail_on_nan false to skip it"
+                f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: not finite. Lower "
+                "optimizer.lr, look at what this step read (tools/inspect_stream.py), or skip such steps with "
+                "training.fail_on_nan false"
             )
         return result, time.perf_counter() - start
 

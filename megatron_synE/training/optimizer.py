@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
@@ -15,7 +17,7 @@ from megatron_synE.model.megatron_hooks import install_fused_optimizer
 
 
 def wrap_data_parallel(
-    model_chunks: list[torch.nn.Module], parallel: ParallelConfig, precision: PrecisionConfig
+    model_chunks: Sequence[torch.nn.Module], parallel: ParallelConfig, precision: PrecisionConfig
 ) -> list[DistributedDataParallel]:
     """Flat gradient buffers, reduced over the data-parallel processes; all start from the first one's weights."""
     ddp_config = DistributedDataParallelConfig(

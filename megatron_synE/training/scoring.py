@@ -42,7 +42,8 @@ class CheckpointModel:
         self._chunk.eval()
         self.vocab_size = architecture.vocab_size
         self.max_window_tokens = max_window_tokens or min(architecture.max_position_embeddings, 8192)
-        self._info = {"type": "checkpoint", "step": read_state(directory)["step"], "path": str(directory), "dtype": dtype}
+        step = read_state(directory)["step"]
+        self._info = {"type": "checkpoint", "path": str(directory), "step": step, "dtype": dtype}
 
     def info(self) -> dict[str, Any]:
         """What determines the scores."""

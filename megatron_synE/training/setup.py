@@ -45,7 +45,7 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
     if not problems:
         problems = job.problems(world_size, base)
     if job.checkpoint.load is not None and not Path(job.checkpoint.load).is_dir():
-        problems.append(f"checkpoint.load: {job.checkpoint.load} is no folder; name a run's folder or a checkpoint in it")
+        problems.append(f"checkpoint.load: {job.checkpoint.load} is no folder; name a run's, or a checkpoint in it")
     if not job.data.problems():
         problems += data_preflight(job.data)
         problems += _vocabulary_problems(job, base)
@@ -76,7 +76,9 @@ def _vocabulary_problems(job: JobConfig, base: LlamaArchitecture | None) -> list
     return found
 
 
-def build_run(job: JobConfig, job_json: dict[str, Any], architecture: LlamaArchitecture, runtime: Runtime) -> TrainingRun:
+def build_run(
+    job: JobConfig, job_json: dict[str, Any], architecture: LlamaArchitecture, runtime: Runtime
+) -> TrainingRun:
     """Build stream, model and optimizer; resume, or start from other weights.
 
     Raises:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from megatron_synE.config.model import LlamaArchitecture
 
 # Dense bf16 TFLOP/s without sparsity, from NVIDIA's data sheets.
-KNOWN_PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0}
+KNOWN_PEAK_TFLOPS = {
+    "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import PRESETS, LlamaArchitecture, ModelConfig
 from megatron_synE.config.parse import parse_job
 
-DATA = ["--data.sources", '{"web": {"prefix": "web"}}', "--data.stages", '[{"name": "one", "tokens": 99999, "weights": {"web": 1}}]',
-        "--data.seq_length", "128"]  # fmt: skip
+DATA = ["--data.sources", '{"web": {"prefix": "web"}}', "--data.seq_length", "128",
+        "--data.stages", '[{"name": "one", "tokens": 99999, "weights": {"web": 1}}]']  # fmt: skip
 
 
 def job(*arguments: str) -> JobConfig:
@@ -61,7 +61,7 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
         (["--parallel.tensor_model_parallel_size", "2"], 3, "multiple of 2 processes, but 3 were started"),
         (["--parallel.sequence_parallel", "true"], 1, "parallel.sequence_parallel"),
         (["--parallel.virtual_pipeline_model_parallel_size", "2"], 1, "parallel.pipeline_model_parallel_size of 2"),
-        (["--parallel.overlap_param_gather", "true", "--parallel.overlap_grad_reduce", "false"], 1, "overlap_param_gather"),
+        (["--parallel.overlap_param_gather", "true", "--parallel.overlap_grad_reduce", "false"], 1, "parallel.overlap"),
         (["--training.global_batch_size", "7"], 2, "training.global_batch_size: 7 is not divisible"),
         (["--training.micro_batch_size", "0"], 1, "training.micro_batch_size: 0"),
         (["--training.train_steps", "0"], 1, "training.train_steps: 0"),
@@ -89,7 +89,8 @@ def test_the_interleaved_schedule_needs_a_multiple_of_the_stages() -> None:
 
 
 def test_all_problems_come_together() -> None:
-    problems = job("--optimizer.lr", "0", "--training.global_batch_size", "3", "--logging.interval_steps", "0").problems(2)
+    wrong = job("--optimizer.lr", "0", "--training.global_batch_size", "3", "--logging.interval_steps", "0")
+    problems = wrong.problems(2)
     assert len(problems) == 3
 
 

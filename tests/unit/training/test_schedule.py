@@ -25,9 +25,8 @@ def test_wsd_warms_up_stays_and_decays() -> None:
 
 def test_the_recipes_warm_up() -> None:
     """RECIPE: from 1e-7 to 1e-5 over 10 B tokens, then constant."""
-    wsd = make_schedule(
-        ScheduleConfig(init_lr=1e-7, warmup_tokens=10_000_000_000), 1e-5, total_tokens=92_500_000_000, tokens_per_step=4_000_000
-    )
+    config = ScheduleConfig(init_lr=1e-7, warmup_tokens=10_000_000_000)
+    wsd = make_schedule(config, 1e-5, total_tokens=92_500_000_000, tokens_per_step=4_000_000)
     assert wsd(0) == 1e-7
     assert wsd(5_000_000_000) == pytest.approx(5.05e-6)
     assert wsd(10_000_000_000) == wsd(92_499_999_999) == 1e-5
@@ -57,12 +56,12 @@ def test_steps_are_tokens() -> None:
 
 
 def test_too_long_phases_are_refused() -> None:
-    with pytest.raises(ValueError, match="schedule.warmup_tokens, schedule.decay_tokens: 600 \\+ 500"):
+    with pytest.raises(ValueError, match=r"schedule\.warmup_tokens, schedule\.decay_tokens: 600 \+ 500"):
         schedule(warmup_tokens=600, decay_tokens=500)
 
 
 def test_a_minimum_above_the_maximum_is_refused() -> None:
-    with pytest.raises(ValueError, match="schedule.min_lr"):
+    with pytest.raises(ValueError, match=r"schedule\.min_lr"):
         schedule(min_lr=2.0)
 
 
