@@ -32,7 +32,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--workers",
         type=int,
         default=1,
-        help="1 (default): one process, in which gigatoken uses all cores; more: so many processes, each on one core",
+        help="1 (default): one process, in which gigatoken's threads use all cores (RAYON_NUM_THREADS limits them); "
+        "more: so many processes on a core each, for machines with many cores",
     )
     parser.add_argument(
         "--split-sentences",

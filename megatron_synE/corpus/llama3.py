@@ -59,7 +59,7 @@ def tokenizer_json(ranks: dict[bytes, int]) -> str:
         "vocab": {spelled[token]: rank for token, rank in ranks.items()},
         "merges": merges,
     }
-    content = {
+    content: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,

@@ -6,7 +6,10 @@ per worker are in memory, whatever the size of the input.
 """
 
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -234,8 +237,19 @@ _worker_encoder: ChunkEncoder | None = None
 
 def _start_worker(tokenizer_type: str, tokenizer_name: str, backend: str, options: PreprocessOptions) -> None:
     global _worker_encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core's share
     tokenizer = build_tokenizer(tokenizer_type, tokenizer_name, fast=backend == "gigatoken")
     _worker_encoder = ChunkEncoder(tokenizer, options)
+
+
+def _end_with_parent() -> None:
+    """Without this, the workers of a main process that is killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _encode_in_worker(chunk: Chunk) -> EncodedChunk:

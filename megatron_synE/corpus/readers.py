@@ -260,19 +260,19 @@ def _open_compressed(path: Path, kind: str) -> IO[bytes]:
 
 
 def _json_chunks(path: Path, kind: str, chunk_bytes: int) -> Iterator[JsonLinesChunk]:
-    line, carry = 1, b""
+    line, pieces = 1, []  # pieces: the beginning of a line whose end is not read yet
     with _open_compressed(path, kind) as file:
         while data := _read_some(file, path, chunk_bytes):
             end = data.rfind(b"\n") + 1
             if end == 0:
-                carry += data
+                pieces.append(data)
                 continue
-            whole = b"".join((carry, memoryview(data)[:end]))
-            carry = data[end:]
+            whole = b"".join((*pieces, memoryview(data)[:end]))
+            pieces = [data[end:]]
             yield JsonLinesChunk(str(path), line, whole)
             line += whole.count(b"\n")
-    if carry:
-        yield JsonLinesChunk(str(path), line, carry)
+    if rest := b"".join(pieces):
+        yield JsonLinesChunk(str(path), line, rest)
 
 
 def _read_some(file: IO[bytes], path: Path, size: int) -> bytes:

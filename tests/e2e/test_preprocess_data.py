@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_synE.corpus.indexed import IndexedCorpus, corpus_exists
@@ -82,8 +83,9 @@ def test_user_errors_give_one_message_and_leave_nothing(tmp_path: Path, case: st
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_shows_no_corpus_and_the_next_run_cleans_up(tmp_path: Path) -> None:
-    """kill -9 while it reads from a pipe that never ends; the old corpus of the prefix stays readable."""
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_killed_in_the_middle_shows_no_corpus_and_the_next_run_cleans_up(tmp_path: Path, num_workers: int) -> None:
+    """kill -9 in a long run: the old corpus of the prefix stays readable, and no worker process stays behind."""
     prefix, arguments = tmp_path / "o_text_document", ["--tokenizer-model", SAMPLE / "tokenizer"]
     assert run("--input", bad_input(tmp_path), "--output-prefix", tmp_path / "o", *arguments).returncode == 0
     before = IndexedCorpus(prefix).fingerprint
@@ -91,7 +93,7 @@ def test_killed_in_the_middle_shows_no_corpus_and_the_next_run_cleans_up(tmp_pat
     with open(endless, "w") as file:
         file.writelines(f'{{"text": "line {i} of very many that take a while"}}\n' for i in range(2_000_000))
     process = subprocess.Popen(
-        command("--input", endless, "--output-prefix", tmp_path / "o", *arguments),
+        command("--input", endless, "--output-prefix", tmp_path / "o", *arguments, "--workers", num_workers),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     deadline = time.monotonic() + 60
@@ -99,8 +101,10 @@ def test_killed_in_the_middle_shows_no_corpus_and_the_next_run_cleans_up(tmp_pat
         if any(path.stat().st_size for path in tmp_path.glob("o_text_document.bin.tmp-*")):
             break
         time.sleep(0.005)
+    children = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert psutil.wait_procs(children, timeout=30)[1] == [] and (num_workers == 1 or children)
     assert len(list(tmp_path.glob("*.tmp-*"))) == 1
     assert corpus_exists(prefix) and IndexedCorpus(prefix).fingerprint == before
     assert run("--input", bad_input(tmp_path), "--output-prefix", tmp_path / "o", *arguments).returncode == 0
