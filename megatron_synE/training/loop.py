@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_synE.checkpoint import AsyncCheckpointer, collect_rng_state, save_checkpoint
 from megatron_synE.config.job import JobConfig
@@ -36,7 +36,7 @@ class TrainingRun:
     runtime: Runtime
     architecture: LlamaArchitecture
     model_chunks: Sequence[DistributedDataParallel]
-    optimizer: MegatronOptimizer
+    optimizer: ChainedOptimizer
     schedule: LearningRateSchedule
     stream: DataStream
     throughput: Throughput

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.utils import get_model_config
 
@@ -45,7 +45,7 @@ def wrap_data_parallel(
 def build_optimizer(
     model_chunks: list[DistributedDataParallel], optimizer: OptimizerConfig, parallel: ParallelConfig,
     precision: PrecisionConfig,
-) -> MegatronOptimizer:  # fmt: skip
+) -> ChainedOptimizer:  # fmt: skip
     """AdamW with fp32 main parameters; norms do not decay. Connects the chunks' gradient hooks to the schedules."""
     bf16 = precision.dtype == "bf16"
     config = MegatronOptimizerConfig(
@@ -72,7 +72,7 @@ def build_optimizer(
     return megatron_optimizer
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:
+def set_learning_rate(optimizer: ChainedOptimizer, learning_rate: float) -> None:
     """Give every parameter group this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from megatron_synE.training.forward import run_microbatches
 from megatron_synE.training.microbatches import MicroBatch
@@ -37,7 +38,7 @@ class StepResult:
 
 def train_step(
     model_chunks: Sequence[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
+    optimizer: ChainedOptimizer,
     microbatches: Sequence[MicroBatch],
     *,
     learning_rate: float,
@@ -50,11 +51,25 @@ def train_step(
     report = run_microbatches(model_chunks, microbatches, num_components=num_components, forward_only=False)
     loss, num_tokens, component_losses, component_tokens = summarise(report)
     set_learning_rate(optimizer, learning_rate)
-    grad_norm, updated = 0.0, False
-    if math.isfinite(loss):
-        updated, norm, _ = optimizer.step()
-        grad_norm = float(norm) if norm is not None else math.nan
-    return StepResult(loss, num_tokens, component_losses, component_tokens, grad_norm, learning_rate, bool(updated))
+    grad_norm, updated = update(optimizer) if math.isfinite(loss) else (math.nan, False)
+    return StepResult(loss, num_tokens, component_losses, component_tokens, grad_norm, learning_rate, updated)
+
+
+def update(optimizer: ChainedOptimizer) -> tuple[float, bool]:
+    """Clip and apply the reduced gradients; returns the norm before clipping, and whether the weights were updated.
+
+    megatron-core's own `step` looks at the norm only to scale by it: without a loss scaler, as in bf16, one NaN in a
+    gradient would reach every weight. Here a norm that is not finite leaves weights and moments as they are.
+    """
+    grad_norm = math.nan if optimizer.prepare_grads() else float(optimizer.get_grad_norm())
+    if not math.isfinite(grad_norm):
+        return grad_norm, False
+    for part in optimizer.chained_optimizers:
+        if part.config.clip_grad > 0 and part.get_parameters():
+            clip_grad_by_total_norm_fp32(
+                part.get_parameters(), max_norm=part.config.clip_grad, total_norm=grad_norm
+            )
+    return grad_norm, bool(optimizer.step_with_ready_grads())
 
 
 def summarise(report: torch.Tensor) -> tuple[float, int, tuple[float, ...], tuple[int, ...]]:
