@@ -13,6 +13,7 @@ import argparse
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -128,4 +129,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module=r"megatron\.")  # what it would do faster with Apex is not for this tool
     sys.exit(main())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_synE.checkpoint.whole_tensors import WholeTensors
 from megatron_synE.config.parallel import ParallelConfig
 from tests.helpers.checkpoint import TINY, build_training, differing_tensors, local_state, update
 from tests.helpers.distributed import run_distributed
@@ -87,11 +88,28 @@ def _continue_after_load(folder: str) -> list[list[str]]:
         update(chunks, optimizer, num_steps=2)
         actual = local_state(chunks, optimizer)
         found.append([name for name in expected if not torch.equal(expected[name], actual[name])])
+
+        chunks, optimizer = build_training(TP2_DP2_OVERLAP, dtype)
+        loaded = load_checkpoint(
+            path, architecture=TINY, model_chunks=chunks, optimizer=optimizer, weights_only=True
+        )
+        assert not loaded.has_optimizer
+        _save(Path(folder) / f"{dtype}_fresh_optimizer", chunks, optimizer)
     return found
 
 
-def test_same_layout_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_same_layout_goes_on_bit_for_bit_and_weights_start_a_fresh_optimizer(tmp_path: Path) -> None:
     assert run_distributed(_continue_after_load, 2, str(tmp_path)) == [[[], []]] * 2
+    for dtype in ("bf16", "fp32"):
+        source, fresh = WholeTensors(tmp_path / dtype), WholeTensors(tmp_path / f"{dtype}_fresh_optimizer")
+        for name in fresh:
+            if name.startswith("optimizer.state.fp32_param."):
+                weight = source.read(name.removeprefix("optimizer.state.fp32_param."))
+                assert torch.equal(fresh.read(name), weight.float()), name
+            elif name.startswith("optimizer.state."):
+                assert not fresh.read(name).any(), name
+            elif name != "rng_state":
+                assert torch.equal(fresh.read(name), source.read(name)), name
 
 
 def _save_in_background(folder: str) -> list[str]:

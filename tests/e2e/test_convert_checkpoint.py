@@ -15,6 +15,7 @@ from tests.helpers.distributed import run_distributed
 from tests.helpers.hf_llama import make_hf_llama
 from tools.convert_checkpoint import main, size_bytes
 
+PP2_VPP2 = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
 TP2_PP2 = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
 
 
@@ -54,6 +55,9 @@ def _through_tp2_pp2(jobs: list[tuple[str, str, str, str]]) -> None:
         init_from_hf(chunks, hf_dir)
         save_checkpoint(f"{target}_direct", model_chunks=chunks, state={}, **common)
         if imported:
+            chunks = build_model(PP2_VPP2, dtype, architecture)
+            init_from_hf(chunks, hf_dir)
+            save_checkpoint(f"{target}_interleaved", model_chunks=chunks, state={}, **common)
             chunks = build_model(TP2_PP2, dtype, architecture)
             load_checkpoint(imported, architecture=architecture, model_chunks=chunks)
             save_checkpoint(f"{target}_imported", model_chunks=chunks, state={}, **common)
@@ -74,9 +78,10 @@ def test_hf_to_ours_at_tp2_pp2_to_hf_is_bit_exact(tmp_path: Path) -> None:
         ours = str(tmp_path / f"ours_{name}_direct")
         assert main(["export", "--checkpoint", ours, "--hf-dir", str(back), *options]) == 0
         _assert_equal(tmp_path / name, back)
-    back = tmp_path / "back_imported"
-    assert main(["export", "--checkpoint", str(tmp_path / "ours_fp32_imported"), "--hf-dir", str(back)]) == 0
-    _assert_equal(tmp_path / "fp32", back)
+    for way in ("imported", "interleaved"):
+        back = tmp_path / f"back_{way}"
+        assert main(["export", "--checkpoint", str(tmp_path / f"ours_fp32_{way}"), "--hf-dir", str(back)]) == 0
+        _assert_equal(tmp_path / "fp32", back)
 
 
 def test_import_and_export_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
