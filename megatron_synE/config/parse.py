@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from megatron_synE.config.job import JobConfig
 
@@ -17,6 +17,7 @@ torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--section.fie
 
 def job_parser() -> ArgumentParser:
     """The parser: `--config FILE`, `--section.field value`, `--print_config`, `--help`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="pretrain_llama3_synE.py", description=DESCRIPTION, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with the sections below")
     parser.add_class_arguments(JobConfig, as_group=False)

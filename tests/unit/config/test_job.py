@@ -46,6 +46,23 @@ def test_what_cannot_be_parsed_is_named(arguments: list[str], words: str) -> Non
         job(*arguments)
 
 
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_job(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Samples of one optimizer step over all processes." in text
+    assert "Processes that share each layer." in text
+
+
+def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        parse_job([*DATA, "--model.preset", "llama3_tiny", "--optimizer.lr", "0.5", "--print_config"])
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert parse_job(["--config", str(file)]) == job("--optimizer.lr", "0.5")
+
+
 def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("training: {global_batch: 3}\n", encoding="utf-8")
