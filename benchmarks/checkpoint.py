@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -47,7 +46,10 @@ def main() -> None:
 
 def measure(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
     """All figures, as a dict for JSON."""
+    import torch
+
     from megatron_synE.checkpoint import AsyncCheckpointer, load_checkpoint, save_checkpoint
+    from megatron_synE.runtime import device_name
 
     architecture, chunks, optimizer = build(num_layers)
     common = {"architecture": architecture, "model_chunks": chunks, "optimizer": optimizer}
@@ -82,7 +84,8 @@ def measure(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
         "checkpoint_mb": round(size_bytes / 1e6),
         "disk_write_mb_per_s": round(size_bytes / median["write"] / 1e6),
         "disk_read_mb_per_s": round(size_bytes / median["read"] / 1e6),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": device_name(torch.device("cpu")),
+        "load_average": round(os.getloadavg()[0], 1),
     }
 
 

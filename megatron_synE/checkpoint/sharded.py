@@ -102,9 +102,10 @@ def save_checkpoint(
 class AsyncCheckpointer:
     """Saves while training goes on: one forked process per rank writes, with at most one save in flight.
 
-    The step stands still while the plan is made, shards of the distributed optimizer are gathered and GPU memory is
-    copied to the host; the fork's copy-on-write memory is the snapshot. The checkpoint becomes visible in the `poll`
-    that finds all ranks' writers done; a run that dies before has the previous one.
+    Training stands still while the plan is made and GPU memory is copied to the host. On a CPU nothing is copied: the
+    fork's copy-on-write memory is the snapshot, which grows to the size of the state as training overwrites it. The
+    checkpoint becomes visible in the `poll` that finds all ranks' writers done; a run that dies before has the previous
+    one.
     """
 
     def __init__(self) -> None:
