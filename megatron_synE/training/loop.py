@@ -59,6 +59,7 @@ class TrainingLoop:
         self.stop_signal = StopSignal()
         self._async_checkpointer = AsyncCheckpointer() if run.job.checkpoint.async_save else None
         self._last_saved_step: int | None = run.first_step or None
+        self._last_evaluation: tuple[int, EvaluationResult] | None = None
 
     def train(self) -> None:
         """All steps that are left; saves at the end, and before leaving early.
@@ -137,6 +138,9 @@ class TrainingLoop:
             self.progress.note(f"step {step}: topic shares  {'  '.join(moved)}")
 
     def _evaluate(self, step: int) -> EvaluationResult:
+        """Held-out losses after `step` steps; asked again for the same weights, the same answer."""
+        if self._last_evaluation is not None and self._last_evaluation[0] == step:
+            return self._last_evaluation[1]
         result = evaluate(
             self.run.model_chunks,
             self.run.stream,
@@ -148,6 +152,7 @@ class TrainingLoop:
             self.metrics.write("evaluation", step, values)
             losses = "  ".join(f"{name} {loss:.4f}" for name, loss in result.loss_by_component.items())
             self.progress.note(f"step {step}: held-out loss  {losses}")
+        self._last_evaluation = (step, result)
         return result
 
     def _log_step(self, step: int, result: StepResult, seconds: float) -> None:
