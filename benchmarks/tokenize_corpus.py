@@ -7,7 +7,8 @@ the median of the rounds counts. Loading the tokenizer is not timed. MB are 10^6
 
     ratio_vs_gigatoken      our whole pipeline, from a JSON-lines file to a .bin/.idx safely on disk, relative to
                             gigatoken's bare encode_batch over the same texts, which it finds in memory
-    speedup_vs_hf_pipeline  the same, relative to the usual pipeline on Hugging Face tokenizers: two processes parse
+    cpu_ratio_vs_gigatoken  the same in processor time, which other work on the machine disturbs less
+    speedup_vs_hf_pipeline  our throughput relative to the usual pipeline on Hugging Face tokenizers: two processes parse
                             and encode lines, the main one writes (timed on the first --hf-megabytes)
     peak_mb                 most resident memory of our process, in 10^6 bytes, start_mb before the input is opened
     zst_ratio, parquet_ratio  our throughput from these formats relative to plain JSON lines
@@ -16,6 +17,7 @@ the median of the rounds counts. Loading the tokenizer is not timed. MB are 10^6
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -75,6 +77,7 @@ def write_inputs(inputs: list[str], directory: Path, num_bytes: int) -> int:
     (directory / "zst.jsonl.zst").write_bytes(zstandard.ZstdCompressor(level=3).compress(data))
     table = pyarrow.table({"text": documents})
     pyarrow.parquet.write_table(table, directory / "parquet.parquet", row_group_size=10_000, compression="zstd")
+    os.sync()  # or the first measurement would wait for these files to reach the disk
     return size
 
 
@@ -95,18 +98,23 @@ def measure_gigatoken(directory: Path, model: str) -> dict[str, float]:
     backend = build_tokenizer("auto", model).backend
     assert isinstance(backend, GigatokenBackend), "gigatoken cannot read this tokenizer"
     texts = [text for block in read_texts(directory / "jsonl.jsonl") for text in block]
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     backend.encode_batch(texts)
-    return {"seconds": time.perf_counter() - start}
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
 
 
 def measure_ours(directory: Path, model: str, kind: str) -> dict[str, float]:
     """The whole pipeline in one process, as ``preprocess_data --append-eod`` runs it."""
     path = next(directory.glob(f"{kind}.*"))
     tokenizer = build_tokenizer("auto", model)
-    start_mb, start = peak_memory_mb(), time.perf_counter()
+    start_mb, start, cpu_start = peak_memory_mb(), time.perf_counter(), time.process_time()
     preprocess([path], str(directory / "out"), tokenizer, PreprocessOptions(append_eod=True))
-    return {"seconds": time.perf_counter() - start, "peak_mb": peak_memory_mb(), "start_mb": start_mb}
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
+        "peak_mb": peak_memory_mb(),
+        "start_mb": start_mb,
+    }
 
 
 _hf_tokenizer: Any = None
@@ -185,11 +193,13 @@ def main() -> None:
         for kind, runs in results.items()
     }
     peak = max(run["peak_mb"] for run in results["jsonl"])
+    cpu = {kind: statistics.median(run["cpu_seconds"] for run in results[kind]) for kind in ("gigatoken", "jsonl")}
     print(f"{processor_name()}, {multiprocessing.cpu_count()} cores, {num_bytes / 1e6:.0f} MB of text")
     for kind in KINDS:
         print(f"{kind:10s} {speed[kind]:8.1f} MB/s")
     figures = {
         "ratio_vs_gigatoken": round(speed["jsonl"] / speed["gigatoken"], 3),
+        "cpu_ratio_vs_gigatoken": round(cpu["gigatoken"] / cpu["jsonl"], 3),
         "speedup_vs_hf_pipeline": round(speed["jsonl"] / speed["hf"], 1),
         "peak_mb": round(peak),
         "start_mb": round(max(run["start_mb"] for run in results["jsonl"])),

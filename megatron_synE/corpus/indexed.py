@@ -39,6 +39,8 @@ UINT16_VOCAB_LIMIT = 65_500
 
 SIDECAR_FORMAT_VERSION = 1
 HASH_BLOCK_BYTES = 16 << 20
+SYNC_BYTES = 32 << 20
+"""A writer brings what it has written safely to disk whenever it is so much."""
 
 
 def token_dtype(vocab_size: int) -> type[np.integer]:
@@ -195,7 +197,7 @@ class IndexedCorpusWriter:
         self._bin_temporary = self._temporary("bin")
         self._bin: IO[bytes] = open(self._bin_temporary, "wb")  # noqa: SIM115 - closed by finalize or abort
         fcntl.flock(self._bin, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._bin_hash = hashlib.sha256()
+        self._bin_hash, self._unsynced_bytes = hashlib.sha256(), 0
         self._lengths: list[npt.NDArray[np.int32]] = []
         self._sequences_per_document: list[npt.NDArray[np.int32]] = []
         self._open = True
@@ -224,6 +226,10 @@ class IndexedCorpusWriter:
         data = np.ascontiguousarray(tokens, dtype=self.dtype).view(np.uint8).data
         self._bin.write(data)
         self._bin_hash.update(data)
+        self._unsynced_bytes += len(data)
+        if self._unsynced_bytes >= SYNC_BYTES:  # while others compute, and not all at the end
+            _flush_to_disk(self._bin)
+            self._unsynced_bytes = 0
         self._lengths.append(lengths_int32)
         self._sequences_per_document.append(np.asarray(sequences_per_document, dtype=np.int32))
         self.num_documents += len(sequences_per_document)

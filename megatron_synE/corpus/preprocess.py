@@ -196,7 +196,7 @@ def encode_in_order(chunks: Iterable[Chunk], encoder: ChunkEncoder, num_workers:
         # three stages in three threads: one parses, one encodes (with gigatoken's own threads), the caller writes
         with _prompt_threads(), ThreadPoolExecutor(1) as parser, ThreadPoolExecutor(1) as encoding:
             parsed = _map_ahead(parser, lambda chunk: (chunk.parse(keys, label_key), chunk.num_bytes), chunks, ahead=1)
-            yield from _map_ahead(encoding, lambda item: encoder.encode_batch(*item), parsed, ahead=1)
+            yield from _map_ahead(encoding, lambda item: encoder.encode_batch(*item), parsed, ahead=2)
         return
     setup = (encoder.tokenizer.type, encoder.tokenizer.name, encoder.tokenizer.backend.name, encoder.options)
     # spawn: a forked child would inherit gigatoken's thread pool without its threads
