@@ -36,7 +36,7 @@ python tools/annotate_corpus.py perplexity --hf-dir "$RUN/backbone/hf" \
     --prefix "$RUN/corpus/web_zh_text_document" "$RUN/corpus/book_zh_text_document"
 
 say "4/7 Continual pre-training from the backbone, tensor parallel; it is stopped half-way"
-train --config examples/quickstart/quickstart.yaml --training.exit_after_steps 75 "$@"
+train --config examples/quickstart/quickstart.yaml --training.exit_after_steps 60 "$@"
 
 say "5/7 Resuming with the same command, to the end of stage II"
 train --config examples/quickstart/quickstart.yaml "$@"
