@@ -8,8 +8,8 @@ the median of the rounds counts. Loading the tokenizer is not timed. MB are 10^6
     ratio_vs_gigatoken      our whole pipeline, from a JSON-lines file to a .bin/.idx safely on disk, relative to
                             gigatoken's bare encode_batch over the same texts, which it finds in memory
     cpu_ratio_vs_gigatoken  the same in processor time, which other work on the machine disturbs less
-    speedup_vs_hf_pipeline  our throughput relative to the usual pipeline on Hugging Face tokenizers: two processes parse
-                            and encode lines, the main one writes (timed on the first --hf-megabytes)
+    speedup_vs_hf_pipeline  our throughput relative to the usual pipeline on Hugging Face tokenizers: two processes
+                            parse and encode, the main one writes (timed on the first --hf-megabytes)
     peak_mb                 most resident memory of our process, in 10^6 bytes, start_mb before the input is opened
     zst_ratio, parquet_ratio  our throughput from these formats relative to plain JSON lines
 """
