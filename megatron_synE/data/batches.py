@@ -56,7 +56,8 @@ def assemble(
             loss_mask_BS[row, [place - 1 for place in places if place > 0]] = 0
     tokens_BS, labels_BS = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
     if not isolate_documents:
-        position_ids_BS = np.tile(np.arange(seq_length, dtype=np.int64), (batch_size, 1))
+        position_ids_BS = np.empty((batch_size, seq_length), np.int64)
+        position_ids_BS[:] = np.arange(seq_length)
         return Batch(tokens_BS, labels_BS, loss_mask_BS, position_ids_BS, component_B, None)
     packed_starts: list[int] = []
     for row, places in enumerate(starts):

@@ -207,7 +207,8 @@ class Component:
             number, offset = divmod(at + filled, self.num_tokens)
             length = min(len(out) - filled, self.num_tokens - offset)
             run = self.epoch(number, at)
-            starts += [filled + int(start) for start in run.read(offset, out[filled : filled + length])]
+            found = run.read(offset, out[filled : filled + length])
+            starts += (found + filled).tolist()
             filled += length
         return starts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -71,13 +72,13 @@ class Timeline:
     def __init__(self, segments: Sequence[Segment], num_samples: int, tables: PeriodTables) -> None:
         self.segments = list(segments)
         self.num_samples, self.tables = num_samples, tables
-        self._starts = np.array([segment.start for segment in segments], np.int64)
+        self._starts = [segment.start for segment in segments]
         self._cursors = [np.array(segment.cursors, np.int64) for segment in segments]
-        assert self._starts[0] == 0 and (np.diff(self._starts) > 0).all(), "segments must ascend from sample 0"
+        assert self._starts[0] == 0 and self._starts == sorted(set(self._starts)), "segments must ascend from sample 0"
 
     def number_at(self, sample: int) -> int:
         """Number of the segment in force at a sample; the last one's for the end of the run."""
-        return int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return bisect.bisect_right(self._starts, sample) - 1
 
     def at(self, sample: int) -> Segment:
         """The segment in force at a sample."""
@@ -92,10 +93,11 @@ class Timeline:
         samples = np.ascontiguousarray(samples, np.int64)
         if samples.size == 0:
             return np.empty(0, np.int32), np.empty(0, np.int64)
-        if samples.min() < 0 or samples.max() >= self.num_samples:
-            raise IndexError(f"samples {samples.min()} to {samples.max()} leave the stream of {self.num_samples}")
-        first, last = self.number_at(int(samples.min())), self.number_at(int(samples.max()))
-        if first == last:
+        lowest, highest = int(samples.min()), int(samples.max())
+        if lowest < 0 or highest >= self.num_samples:
+            raise IndexError(f"samples {lowest} to {highest} leave the stream of {self.num_samples}")
+        first = self.number_at(lowest)
+        if first == self.number_at(highest):
             return self._locate_within(first, samples)
         component, index = np.empty(len(samples), np.int32), np.empty(len(samples), np.int64)
         numbers = np.searchsorted(self._starts, samples, side="right") - 1

@@ -44,6 +44,7 @@ class DataStream:
         self.decisions = list(decisions)
         limits = [slot.capacity for slot in planner.slots]
         self._capacities = np.array([np.iinfo(np.int64).max if limit is None else limit for limit in limits])
+        self._capped = any(limit is not None for limit in limits)
         self._follow(timeline)
 
     @classmethod
@@ -93,8 +94,7 @@ class DataStream:
         Raises: IndexError outside the stream; ValueError where a component would exceed its max_epochs.
         """
         component, index = self.timeline.locate(sample_numbers)
-        spent = index >= self._capacities[component]
-        if spent.any():
+        if self._capped and (spent := index >= self._capacities[component]).any():
             raise ValueError(self._exhausted_message(component[spent][0], sample_numbers[int(np.argmax(spent))]))
         return component, index
 
