@@ -1,0 +1,56 @@
+"""The configurations that are shipped: complete, known to the last key, and without contradictions."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from megatron_synE.config.model import PRESETS
+from megatron_synE.config.parse import parse_job
+from tests.helpers.commands import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+def slurm_processes() -> int:
+    """Nodes times GPUs of the Slurm script."""
+    script = (EXAMPLES / "llama3_8b" / "pretrain.slurm").read_text()
+    return int(re.findall(r"#SBATCH --nodes=(\d+)", script)[0]) * int(re.findall(r"--gpus-per-node=(\d+)", script)[0])
+
+
+@pytest.mark.parametrize(
+    "name, world_size, base",
+    [
+        ("quickstart/backbone.yaml", 2, None),
+        ("quickstart/quickstart.yaml", 2, "llama3_tiny"),
+        ("llama3_8b/stage1.yaml", slurm_processes(), "llama3_8b"),
+        ("llama3_8b/stage2.yaml", slurm_processes(), "llama3_8b"),
+    ],
+)
+def test_an_example_has_no_problems(name: str, world_size: int, base: str | None) -> None:
+    job = parse_job(["--config", str(EXAMPLES / name)])
+    assert job.problems(world_size, PRESETS[base] if base else None) == []
+
+
+def test_every_example_is_tested() -> None:
+    names = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")}
+    (mark,) = test_an_example_has_no_problems.pytestmark  # type: ignore[attr-defined]
+    assert names == {case[0] for case in mark.args[1]}
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_the_recipe_trains_as_the_paper_says(stage: str) -> None:
+    """AdamW 0.9, 0.95, decay 0.1; clipping 1; bf16; context 8,192; 1e-7 → 1e-5 over 10 B tokens, then constant."""
+    job = parse_job(["--config", str(EXAMPLES / "llama3_8b" / f"{stage}.yaml")])
+    assert (job.optimizer.adam_beta1, job.optimizer.adam_beta2) == (0.9, 0.95)
+    assert (job.optimizer.weight_decay, job.optimizer.clip_grad) == (0.1, 1.0)
+    assert (job.schedule.init_lr, job.optimizer.lr, job.schedule.warmup_tokens) == (1e-7, 1e-5, 10_000_000_000)
+    assert job.schedule.style == "wsd" and not job.schedule.decay_tokens and not job.schedule.decay_steps
+    assert (job.precision.dtype, job.data.seq_length) == ("bf16", 8192)
+
+
+def test_stage_two_goes_on_with_stage_one() -> None:
+    one, two = (parse_job(["--config", str(EXAMPLES / "llama3_8b" / f"stage{n}.yaml")]) for n in (1, 2))
+    assert one.checkpoint.save == two.checkpoint.save
+    assert two.data.stages[:1] == one.data.stages
