@@ -71,7 +71,7 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
 
 
 def device_questions(source: str, module: str) -> list[str]:
-    """Expressions that ask whether there is a GPU, or where a tensor lies; a device that is handed in may be looked at."""
+    """Expressions that ask whether there is a GPU, or where a tensor lies. A device that is handed in is known."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Attribute):
