@@ -40,7 +40,8 @@ class SourceConfig:
     topics: bool = False
     """Split into one component per annotated topic."""
     topic_shares: dict[str, Share] | Literal["natural", "uniform"] = "natural"
-    """Initial shares of the topics in this source: their share of its tokens, equal, or given per topic (sum 1)."""
+    """Initial shares of the topics in this source: `natural`, their part of its tokens (a topic without documents is
+    left out); `uniform`; or given for each topic (sum 1)."""
     unlabelled_topic: str | None = None
     """Topic that takes documents without a label; None refuses them."""
     heldout_fraction: float | None = None

@@ -84,7 +84,7 @@ def perplexity_problems(source: Source) -> list[str]:
 
 
 def topic_problems(source: Source) -> list[str]:
-    """Documents without a label, and topics in the config that the annotation does not name."""
+    """Documents without a label, and a topic for them that the annotation does not name."""
     prefix, config, names = source.config.prefix, source.config, source.topic_names
     where, found = f"data.sources.{source.name}", []
     if config.unlabelled_topic is not None and config.unlabelled_topic not in names:
@@ -95,8 +95,6 @@ def topic_problems(source: Source) -> list[str]:
             f"{prefix}: annotation topic: {unlabelled.sum()} documents have none ({listed(unlabelled)}); label them, "
             f"or set {where}.unlabelled_topic"
         )
-    if isinstance(config.topic_shares, dict):
-        found += unknown_topics(f"{where}.topic_shares", config.topic_shares, names)
     return found
 
 
@@ -132,8 +130,7 @@ def share_problems(config: DataConfig, components: Mapping[str, Sequence[Compone
         settings.append((f"data.adjustment.schedule[{number}].topic_shares", point.topic_shares))
     for where, by_source in settings:
         for name, shares in by_source.items():
-            found += empty_topics(f"{where}.{name}", shares, components[name])
-            found += unknown_topics(f"{where}.{name}", shares, components[name][0].source.topic_names)
+            found += given_share_problems(f"{where}.{name}", shares, components[name])
     return found
 
 
@@ -146,20 +143,21 @@ def initial_share_problems(where: str, source: SourceConfig, components: Sequenc
         if not empty:
             return []
         return [f"{where}: uniform, but {source.prefix} has no document of {', '.join(map(str, empty))}; give shares"]
-    found = empty_topics(where, source.topic_shares, components)
+    return given_share_problems(where, source.topic_shares, components)
+
+
+def given_share_problems(where: str, shares: Mapping[str, Share], components: Sequence[Component]) -> list[str]:
+    """Shares of topics that are unknown or have no documents, and topics with documents but no share."""
+    found = unknown_topics(where, shares, components[0].source.topic_names)
     for component in components:
-        if component.num_tokens and component.topic not in source.topic_shares:
-            found.append(f"{where}: no share for {component.topic!r}, which {source.prefix} has; add it or 0")
+        topic, prefix = component.topic, component.source.config.prefix
+        if topic is None or (component.num_tokens and topic in shares):
+            continue
+        if component.num_tokens:
+            found.append(f"{where}: no share for {topic!r}, which {prefix} has; add it or 0")
+        elif exact(shares.get(topic, 0)) > 0:
+            found.append(f"{where}.{topic}: share {shares[topic]}, but {prefix} has no document of it; use 0")
     return found
-
-
-def empty_topics(where: str, shares: Mapping[str, Share], components: Sequence[Component]) -> list[str]:
-    """Positive shares of topics without documents."""
-    return [
-        f"{where}.{c.topic}: share {shares[c.topic]}, but {c.source.config.prefix} has no document of it; use 0"
-        for c in components
-        if c.topic is not None and not c.num_tokens and exact(shares.get(c.topic, 0)) > 0
-    ]
 
 
 def unknown_topics(where: str, shares: Mapping[str, Share], names: Sequence[str]) -> list[str]:

@@ -101,10 +101,10 @@ def test_a_topic_without_documents(prefix: str) -> None:
 
 def test_topic_shares_of_stages_and_schedules(prefix: str) -> None:
     config = one_source(prefix, topics=True)
-    stage = replace(config.stages[0], topic_shares={"web": {"law": 0.5, "empty": 0.5}})
+    stage = replace(config.stages[0], topic_shares={"web": {"law": 0.5, "history": 0.4, "empty": 0.1}})
     point = SchedulePoint(100, {"web": {"law": 0.5, "sport": 0.5}})
     found = preflight(replace(config, stages=[stage], adjustment=AdjustmentConfig("schedule", schedule=[point])))
-    assert len(found) == 2
+    assert len(found) == 3 and "no share for 'history'" in found[2]
     assert "data.stages.only.topic_shares.web.empty" in found[0]
     assert "data.adjustment.schedule[0].topic_shares.web" in found[1] and "sport" in found[1]
 
