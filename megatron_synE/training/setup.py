@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from megatron_synE.checkpoint import (
@@ -14,6 +14,7 @@ from megatron_synE.checkpoint import (
     read_state,
     restore_rng_state,
 )
+from megatron_synE.checkpoint.layout import read_architecture
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.corpus.indexed import IndexedCorpus
@@ -37,21 +38,37 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
         ValueError: all that is wrong, one line each: the field or file, and the fix.
     """
     base, problems = None, []
-    if job.checkpoint.init_from_hf is not None:
-        try:
-            base = architecture_from_hf(job.checkpoint.init_from_hf)
-        except ValueError as error:
-            problems.append(f"checkpoint.init_from_hf: {error}")
-    if not problems:
-        problems = job.problems(world_size, base)
-    if job.checkpoint.load is not None and not Path(job.checkpoint.load).is_dir():
-        problems.append(f"checkpoint.load: {job.checkpoint.load} is no folder; name a run's, or a checkpoint in it")
+    try:
+        base = _base_architecture(job)
+    except ValueError as error:
+        problems.append(str(error))
+    if not problems or job.model.preset is not None:
+        problems += job.problems(world_size, base)
     if not job.data.problems():
         problems += data_preflight(job.data)
         problems += _vocabulary_problems(job, base)
     if problems:
         raise ValueError("\n".join(problems))
     return job.model.architecture(base)
+
+
+def _base_architecture(job: JobConfig) -> LlamaArchitecture | None:
+    """The sizes of the model that the run goes on with or starts from; a preset stands above them."""
+    checkpoint, found = job.checkpoint, None
+    if checkpoint.save is not None and find_latest(checkpoint.save) is not None:
+        found = _read_sizes("checkpoint.save", read_architecture, checkpoint.save)
+    elif checkpoint.init_from_hf is not None:
+        found = _read_sizes("checkpoint.init_from_hf", architecture_from_hf, checkpoint.init_from_hf)
+    elif checkpoint.load is not None:
+        found = _read_sizes("checkpoint.load", read_architecture, checkpoint.load)
+    return found if job.model.preset is None else None
+
+
+def _read_sizes(field: str, read: Callable[[str], LlamaArchitecture], folder: str) -> LlamaArchitecture:
+    try:
+        return read(folder)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
 
 
 def _vocabulary_problems(job: JobConfig, base: LlamaArchitecture | None) -> list[str]:
@@ -86,6 +103,11 @@ def build_run(
     """
     resume_from = find_latest(job.checkpoint.save) if job.checkpoint.save is not None else None
     resume_state = read_state(resume_from) if resume_from is not None else None
+    if resume_state is not None and "stream" not in resume_state:
+        raise ValueError(
+            f"checkpoint.save: {resume_from} is an imported model, not a run; name it as checkpoint.load, "
+            "and another folder as checkpoint.save"
+        )
     first_step = resume_state["step"] if resume_state else 0
     stream = DataStream.build(
         job.data,
