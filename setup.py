@@ -91,6 +91,16 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home) / "bin"))
 
 
+def cuda_home(nvcc: str) -> Path:
+    """The toolkit of `nvcc`, which may be a wrapper elsewhere on the path."""
+    named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates = [Path(path) for path in named] + [Path(nvcc).resolve().parent.parent, Path("/usr/local/cuda")]
+    for home in candidates:
+        if (home / "include" / "cuda_runtime_api.h").is_file():
+            return home
+    raise RuntimeError(f"the CUDA headers of {nvcc} were not found; set CUDA_HOME")
+
+
 def gencode_flags() -> list[str]:
     archs = os.environ.get("SYNE_CUDA_ARCHS", "80;90").split(";")
     flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
@@ -151,7 +161,7 @@ class OptionalBuildExt(build_ext):
             if result.returncode != 0:
                 raise RuntimeError(f"nvcc failed on {source.name}:\n{result.stderr}")
             ext.extra_objects = [*ext.extra_objects, str(target)]
-        home = Path(nvcc).resolve().parent.parent
+        home = cuda_home(nvcc)
         # The static runtime: the extension then works beside whatever CUDA runtime torch brings.
         ext.library_dirs = [str(path) for path in (home / "lib64", *home.glob("targets/*/lib")) if path.is_dir()]
         ext.libraries = ["cudart_static", "rt", "pthread", "dl"]

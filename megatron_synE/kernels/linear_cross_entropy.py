@@ -1,7 +1,8 @@
 """The output projection and the cross entropy in one op, over a vocabulary that may be split over a process group.
 
 The logits exist one chunk of tokens at a time. The forward pass already computes the gradients of the summed loss
-(the chunk's logits are there, so no second projection is needed); the backward pass scales them.
+(the chunk's logits are there, so no second projection is needed); the backward pass scales them. Where the weight has
+a main gradient, its part goes there in the forward pass already, and a gradient of the weight's size is never held.
 
 Legend: N tokens, C tokens of a chunk, H hidden, V vocabulary rows of this shard.
 """
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
 from megatron_synE.kernels.selection import is_compiled
-from megatron_synE.kernels.weight_gradient import accumulate_, add_to_main_grad
+from megatron_synE.kernels.weight_gradient import accumulate_, holder_of_main_grad, placeholder_gradient
 
 # Bytes of one chunk's logits: large enough for efficient products, small enough to stay near the cores' caches.
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
@@ -43,7 +44,8 @@ def linear_cross_entropy(
         vocab_size: rows of the whole vocabulary that exist; later ones are padding and get no probability.
         group: tensor-parallel group over which the vocabulary is split, in rank order.
         accumulate_into_main_grad: add the weight's gradient to `weight.main_grad` (fp32), as megatron-core's
-            gradient_accumulation_fusion does, and hand autograd a placeholder.
+            gradient_accumulation_fusion does, and hand autograd a placeholder. The loss must then be
+            back-propagated once, with gradient 1 (a sum of losses, without loss scaling); another gradient raises.
         chunk_tokens: tokens whose logits exist at a time; by default from CHUNK_BYTES.
 
     Returns:
@@ -67,17 +69,11 @@ def linear_cross_entropy(
     if chunk_tokens is None:
         chunk_tokens = max(1, CHUNK_BYTES[hidden_NH.device.type] // (weight_VH.shape[0] * hidden_NH.element_size()))
     wants_gradient = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
-    loss, token_loss, _, _ = _linear_cross_entropy(
-        hidden_NH,
-        weight_VH,
-        labels_N,
-        loss_mask_N.float(),
-        vocab_size,
-        "" if group is None else group.group_name,
-        chunk_tokens,
-        wants_gradient,
-        accumulate_into_main_grad,
-    )
+    group_name = "" if group is None else group.group_name
+    arguments = (labels_N, loss_mask_N.float(), vocab_size, group_name, chunk_tokens)
+    if accumulate_into_main_grad and wants_gradient and hasattr(weight_VH, "main_grad"):
+        return _IntoMainGrad.apply(hidden_NH, weight_VH, *arguments)
+    loss, token_loss, _, _ = _linear_cross_entropy(hidden_NH, weight_VH, *arguments, wants_gradient)
     return loss, token_loss
 
 
@@ -91,8 +87,28 @@ def _linear_cross_entropy(
     group_name: str,
     chunk_tokens: int,
     wants_gradient: bool,
-    accumulate_into_main_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dweight = hidden_NH.new_empty(0)
+    if wants_gradient:
+        # Chunks add up in fp32; a single one is rounded once, as a plain product is.
+        dtype = torch.float32 if hidden_NH.shape[0] > chunk_tokens else weight_VH.dtype
+        dweight = torch.zeros_like(weight_VH, dtype=dtype, memory_format=torch.contiguous_format)
+    arguments = (labels_N, loss_mask_N, vocab_size, group_name, chunk_tokens)
+    token_loss, dhidden = _all_chunks(hidden_NH, weight_VH, *arguments, dweight if wants_gradient else None)
+    return (token_loss * loss_mask_N).sum(), token_loss, dhidden, dweight
+
+
+def _all_chunks(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_N: torch.Tensor,
+    loss_mask_N: torch.Tensor,
+    vocab_size: int,
+    group_name: str,
+    chunk_tokens: int,
+    dweight_VH: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token losses, and the gradient of hidden; adds that of the weight to `dweight_VH` where there is one."""
     hidden, weight = hidden_NH.contiguous(), weight_VH.contiguous()
     group = _group_named(group_name) if group_name else None
     tokens, shard = hidden.shape[0], weight.shape[0]
@@ -100,12 +116,7 @@ def _linear_cross_entropy(
     valid = max(0, min(shard, vocab_size - start))
     labels = labels_N - start
     token_loss = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
-    dhidden = torch.empty_like(hidden) if wants_gradient else hidden.new_empty(0)
-    several = tokens > chunk_tokens
-    dweight = hidden.new_empty(0)
-    if wants_gradient:
-        # Chunks add up in fp32; a single one is rounded once, as a plain product is.
-        dweight = torch.zeros_like(weight, dtype=torch.float32) if several else torch.zeros_like(weight)
+    dhidden = hidden.new_empty(0) if dweight_VH is None else torch.empty_like(hidden)
     workspace = hidden.new_empty(min(chunk_tokens, tokens), shard)
     for begin in range(0, tokens, chunk_tokens):
         chunk = slice(begin, min(begin + chunk_tokens, tokens))
@@ -114,15 +125,15 @@ def _linear_cross_entropy(
         maximum, total, target = _statistics(logits, labels[chunk], valid, group)
         loss = total.log() + maximum - target
         token_loss[chunk] = torch.where(mask != 0, loss, 0.0)
-        if not wants_gradient:
+        if dweight_VH is None:
             continue
         _gradient_in_place(logits, labels[chunk], maximum, total, mask, valid)
         torch.mm(logits, weight, out=dhidden[chunk])
-        if several:
-            accumulate_(dweight, hidden[chunk], logits)
+        if dweight_VH.dtype == torch.float32:
+            accumulate_(dweight_VH, hidden[chunk], logits)
         else:
-            torch.mm(logits.t(), hidden[chunk], out=dweight)
-    return (token_loss * loss_mask_N).sum(), token_loss, dhidden, dweight
+            torch.mm(logits.t(), hidden[chunk], out=dweight_VH)
+    return token_loss, dhidden
 
 
 def _group_named(name: str) -> dist.ProcessGroup:
@@ -163,7 +174,7 @@ def _gradient_in_place(
 
 
 @_linear_cross_entropy.register_fake
-def _(hidden, weight, labels, loss_mask, vocab_size, group_name, chunk_tokens, wants_gradient, accumulate):
+def _(hidden, weight, labels, loss_mask, vocab_size, group_name, chunk_tokens, wants_gradient):
     token_loss = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     if not wants_gradient:
         return token_loss.new_empty(()), token_loss, hidden.new_empty(0), hidden.new_empty(0)
@@ -174,19 +185,38 @@ def _(hidden, weight, labels, loss_mask, vocab_size, group_name, chunk_tokens, w
 def _save(ctx, inputs, output) -> None:
     _, token_loss, dhidden, dweight = output
     ctx.mark_non_differentiable(token_loss, dhidden, dweight)
-    ctx.save_for_backward(inputs[1], dhidden, dweight)
-    # As megatron-core does: the buffer is not saved through autograd, which would refuse its in-place updates.
-    ctx.main_grad = getattr(inputs[1], "main_grad", None) if inputs[8] else None
+    ctx.save_for_backward(dhidden, dweight)
+    ctx.weight_dtype = inputs[1].dtype
 
 
 def _backward(ctx, grad_loss, *_):
-    weight, dhidden, dweight = ctx.saved_tensors
-    if ctx.main_grad is not None:
-        weight.main_grad = ctx.main_grad
-        grad_weight = add_to_main_grad(weight, dweight, grad_loss)
-    else:
-        grad_weight = (dweight * grad_loss).to(weight.dtype)
-    return dhidden * grad_loss, grad_weight, None, None, None, None, None, None, None
+    dhidden, dweight = ctx.saved_tensors
+    return dhidden * grad_loss, (dweight * grad_loss).to(ctx.weight_dtype), *[None] * 6
 
 
 _linear_cross_entropy.register_autograd(_backward, setup_context=_save)
+
+
+class _IntoMainGrad(torch.autograd.Function):
+    """The op with the weight's gradient going straight to its main gradient, in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden_NH, weight_VH, labels_N, loss_mask_N, vocab_size, group_name, chunk_tokens):
+        main_grad = holder_of_main_grad(weight_VH).main_grad
+        if main_grad.dtype != torch.float32 or not main_grad.is_contiguous():
+            raise ValueError("linear_cross_entropy needs a contiguous fp32 main_grad to accumulate into")
+        arguments = (labels_N, loss_mask_N, vocab_size, group_name, chunk_tokens)
+        token_loss, dhidden = _all_chunks(hidden_NH, weight_VH, *arguments, main_grad)
+        ctx.save_for_backward(weight_VH, dhidden)
+        ctx.main_grad = main_grad
+        ctx.mark_non_differentiable(token_loss)
+        return (token_loss * loss_mask_N).sum(), token_loss
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        weight, dhidden = ctx.saved_tensors
+        torch._assert_async(
+            grad_loss == 1, "linear_cross_entropy: accumulate_into_main_grad needs a loss with gradient 1"
+        )
+        holder_of_main_grad(weight).main_grad = ctx.main_grad
+        return dhidden, placeholder_gradient(weight), None, None, None, None, None

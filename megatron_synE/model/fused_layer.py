@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -84,7 +85,14 @@ class FusedMLP(MLP):
 
     def forward(self, hidden_SBH: torch.Tensor, **unused: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         gate_and_up, _ = self.linear_fc1(hidden_SBH)
-        return self.linear_fc2(swiglu(gate_and_up))
+        if not self.training or self.config.recompute_granularity == "full":
+            return self.linear_fc2(swiglu(gate_and_up))
+        # SwiGLU again in the backward pass costs one cheap pass and saves a third of the MLP's activations.
+        checkpoint = CheckpointWithoutOutput(fp8=self.config.fp8)
+        activated = checkpoint.checkpoint(swiglu, gate_and_up)
+        output, bias = self.linear_fc2(activated)
+        checkpoint.discard_output_and_register_recompute(output)
+        return output, bias
 
 
 class FusedTransformerLayer(TransformerLayer):

@@ -90,6 +90,15 @@ def test_accumulates_into_main_grad(device, chunk):
     torch.testing.assert_close(w.main_grad, 1 + expected[3])
 
 
+def test_main_grad_refuses_a_scaled_loss():
+    h, w, labels, mask = case(10, 8, 12, 12)
+    w = w.requires_grad_()
+    w.main_grad = torch.zeros_like(w)
+    loss, _ = linear_cross_entropy(h.requires_grad_(), w, labels, mask, 12, accumulate_into_main_grad=True)
+    with pytest.raises(RuntimeError, match="gradient 1"):
+        (2 * loss).backward()
+
+
 def test_bad_arguments_are_named():
     h, w, labels, mask = case(5, 8, 10, 10)
     with pytest.raises(ValueError, match="weight"):
@@ -128,5 +137,5 @@ def test_vocabulary_parallel_equals_one_process():
 
 def test_torch_library_registration():
     h, w, labels, mask = case(5, 8, 10, 10)
-    arguments = (h.requires_grad_(), w.requires_grad_(), labels, mask, 10, "", 4, True, False)
+    arguments = (h.requires_grad_(), w.requires_grad_(), labels, mask, 10, "", 4, True)
     torch.library.opcheck(torch.ops.syne.linear_cross_entropy.default, arguments)

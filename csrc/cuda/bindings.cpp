@@ -1,0 +1,112 @@
+// megatron_synE._kernels_cuda: the functions of _kernels_cpu with a stream as last argument.
+#include <pybind11/pybind11.h>
+
+#include "cuda/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using syne::DType;
+using std::int64_t;
+using Address = std::uintptr_t;
+
+template <typename T = void>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+DType type_of(int code) { return static_cast<DType>(code); }
+
+cudaStream_t queue(Address stream) { return reinterpret_cast<cudaStream_t>(stream); }
+
+}  // namespace
+
+PYBIND11_MODULE(_kernels_cuda, m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.doc() = "Training kernels for NVIDIA GPUs; called through megatron_synE.kernels, which validates the arguments.";
+  m.attr("cuda_version") = CUDART_VERSION;
+
+  m.def(
+      "rms_norm_forward",
+      [](int dtype, Address x, Address residual, Address weight, Address summed, Address y, Address rstd, int64_t rows,
+         int64_t width, float eps, Address stream) {
+        syne::rms_norm_forward(type_of(dtype), at(x), at(residual), at(weight), at(summed), at(y), at<float>(rstd),
+                               rows, width, eps, queue(stream));
+      },
+      release());
+  m.def(
+      "rms_norm_backward",
+      [](int dtype, Address dy, Address dsummed, Address x, Address weight, Address rstd, Address dx, Address dweight,
+         int64_t rows, int64_t width, Address stream) {
+        syne::rms_norm_backward(type_of(dtype), at(dy), at(dsummed), at(x), at(weight), at<float>(rstd), at(dx),
+                                at<float>(dweight), rows, width, queue(stream));
+      },
+      release());
+  m.def(
+      "rope_in_place",
+      [](int dtype, Address packed, Address cos, Address sin, Address positions, int64_t tokens, int64_t groups,
+         int64_t group_heads, int64_t rotated_heads, int64_t head_dim, bool inverse, Address stream) {
+        syne::rope_in_place(type_of(dtype), at(packed), at<float>(cos), at<float>(sin), at<int64_t>(positions),
+                            tokens, groups, group_heads, rotated_heads, head_dim, inverse, queue(stream));
+      },
+      release());
+  m.def(
+      "swiglu_forward",
+      [](int dtype, Address x, Address y, int64_t rows, int64_t width, Address stream) {
+        syne::swiglu_forward(type_of(dtype), at(x), at(y), rows, width, queue(stream));
+      },
+      release());
+  m.def(
+      "swiglu_backward",
+      [](int dtype, Address dy, Address x, Address dx, int64_t rows, int64_t width, Address stream) {
+        syne::swiglu_backward(type_of(dtype), at(dy), at(x), at(dx), rows, width, queue(stream));
+      },
+      release());
+  m.def(
+      "cross_entropy_stats",
+      [](int dtype, Address logits, Address targets, Address row_max, Address row_sum, Address target_logit,
+         int64_t rows, int64_t valid_columns, int64_t row_stride, Address stream) {
+        syne::cross_entropy_stats(type_of(dtype), at(logits), at<int64_t>(targets), at<float>(row_max),
+                                  at<float>(row_sum), at<float>(target_logit), rows, valid_columns, row_stride,
+                                  queue(stream));
+      },
+      release());
+  m.def(
+      "cross_entropy_gradient",
+      [](int dtype, Address logits, Address targets, Address row_max, Address row_sum, Address row_scale, int64_t rows,
+         int64_t columns, int64_t valid_columns, int64_t row_stride, Address stream) {
+        syne::cross_entropy_gradient(type_of(dtype), at(logits), at<int64_t>(targets), at<float>(row_max),
+                                     at<float>(row_sum), at<float>(row_scale), rows, columns, valid_columns,
+                                     row_stride, queue(stream));
+      },
+      release());
+  m.def(
+      "accumulate",
+      [](int dtype, Address target, Address addend, int64_t count, Address scale, Address stream) {
+        syne::accumulate(type_of(dtype), at<float>(target), at(addend), count, at<float>(scale), queue(stream));
+      },
+      release());
+  m.def(
+      "sum_of_squares",
+      [](int dtype, Address values, int64_t count, Address total, Address stream) {
+        syne::sum_of_squares(type_of(dtype), at(values), count, at<double>(total), queue(stream));
+      },
+      release());
+  m.def(
+      "scale_in_place",
+      [](Address values, int64_t count, float factor, Address stream) {
+        syne::scale_in_place(at<float>(values), count, factor, queue(stream));
+      },
+      release());
+  m.def(
+      "adamw",
+      [](int grad_dtype, Address param, Address grad, Address exp_avg, Address exp_avg_sq, Address model_param,
+         int64_t count, float lr, float beta1, float beta2, float eps, float weight_decay, float bias_correction1,
+         float bias_correction2, float grad_scale, Address stream) {
+        syne::AdamWStep step{lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale};
+        syne::adamw(type_of(grad_dtype), at<float>(param), at(grad), at<float>(exp_avg), at<float>(exp_avg_sq),
+                    at(model_param), count, step, queue(stream));
+      },
+      release());
+}

@@ -1,0 +1,50 @@
+// The CUDA kernels: the same functions as cpu/kernels.h, launched on `stream`. Pointers are to device memory.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace syne {
+
+using std::int64_t;
+
+// megatron_synE/kernels/_native.py has the same codes.
+enum DType : int { kFloat32 = 0, kBFloat16 = 1 };
+
+void rms_norm_forward(DType dtype, const void* x, const void* residual, const void* weight, void* summed, void* y,
+                      float* rstd, int64_t rows, int64_t width, float eps, cudaStream_t stream);
+void rms_norm_backward(DType dtype, const void* dy, const void* dsummed, const void* x, const void* weight,
+                       const float* rstd, void* dx, float* dweight, int64_t rows, int64_t width, cudaStream_t stream);
+
+void rope_in_place(DType dtype, void* packed, const float* cos, const float* sin, const int64_t* positions,
+                   int64_t tokens, int64_t groups, int64_t group_heads, int64_t rotated_heads, int64_t head_dim,
+                   bool inverse, cudaStream_t stream);
+
+void swiglu_forward(DType dtype, const void* x, void* y, int64_t rows, int64_t width, cudaStream_t stream);
+void swiglu_backward(DType dtype, const void* dy, const void* x, void* dx, int64_t rows, int64_t width,
+                     cudaStream_t stream);
+
+void cross_entropy_stats(DType dtype, const void* logits, const int64_t* targets, float* row_max, float* row_sum,
+                         float* target_logit, int64_t rows, int64_t valid_columns, int64_t row_stride,
+                         cudaStream_t stream);
+void cross_entropy_gradient(DType dtype, void* logits, const int64_t* targets, const float* row_max,
+                            const float* row_sum, const float* row_scale, int64_t rows, int64_t columns,
+                            int64_t valid_columns, int64_t row_stride, cudaStream_t stream);
+
+void accumulate(DType dtype, float* target, const void* addend, int64_t count, const float* scale,
+                cudaStream_t stream);
+
+// Adds the sum of squares to `*total`, which the caller has set to zero.
+void sum_of_squares(DType dtype, const void* values, int64_t count, double* total, cudaStream_t stream);
+void scale_in_place(float* values, int64_t count, float factor, cudaStream_t stream);
+
+struct AdamWStep {
+  float lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale;
+};
+
+// `model_param` (bf16) may be null.
+void adamw(DType grad_dtype, float* param, const void* grad, float* exp_avg, float* exp_avg_sq, void* model_param,
+           int64_t count, const AdamWStep& step, cudaStream_t stream);
+
+}  // namespace syne
