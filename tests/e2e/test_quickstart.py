@@ -26,7 +26,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     shutil.copytree(ROOT / "examples" / "quickstart", tree / "examples" / "quickstart")
     for name in ("tools", "pretrain_llama3_synE.py", "examples/data"):
         (tree / name).symlink_to(ROOT / name)
-    result = succeeded(run("bash", tree / "examples/quickstart/run.sh", *map(str, SHORTER), cwd=tree))
+    result = succeeded(run("bash", tree / "examples/quickstart/run.sh", *map(str, SHORTER), cwd=tree, timeout_s=540))
     return tree / "runs" / "quickstart", result.stdout
 
 

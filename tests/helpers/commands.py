@@ -30,10 +30,12 @@ def pretrain(num_processes: int, *arguments: str | Path, cwd: Path | None = None
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, env=environment())
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, cwd: Path | None = None, timeout_s: int = TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
     """Any command, to its end."""
     return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, env=environment(),
+        [str(part) for part in command], capture_output=True, text=True, timeout=timeout_s, cwd=cwd, env=environment(),
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
