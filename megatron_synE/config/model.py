@@ -142,7 +142,7 @@ class ModelConfig:
     """The vocabulary is padded to a multiple of this times tensor_model_parallel_size; padding never trains."""
     init_method_std: float = 0.02
     """Standard deviation of the initial weights, for training from scratch."""
-    transformer_impl: Literal["local", "fused", "transformer_engine"] = "local"
+    transformer_impl: Literal["local", "fused", "transformer_engine"] = "fused"
     """Layers in plain torch, with our fused kernels, or NVIDIA's Transformer Engine."""
     recompute: Literal["none", "full", "selective"] = "none"
     """Activations computed again in the backward pass: none, whole layers, or the attention core only."""

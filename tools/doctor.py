@@ -1,0 +1,126 @@
+"""What this machine can run: devices, kernels, libraries, and which implementation each op resolves to and why.
+
+    doctor.py                    the report
+    doctor.py --config FILE      also: is everything there that this job asks for? (`--section.field value` overrides)
+
+Exit status 1 when something that the job asks for is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from megatron_synE.config.job import JobConfig
+from megatron_synE.config.parse import parse_job
+from megatron_synE.kernels import choice
+from megatron_synE.kernels._native import extension
+from megatron_synE.kernels.selection import OPS
+
+LIBRARIES = ("torch", "megatron-core", "transformer-engine", "transformers", "numpy", "gigatoken")
+
+
+def version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def apex() -> str:
+    """NVIDIA's Apex, told from the unrelated package of that name on the package index."""
+    if importlib.util.find_spec("apex") is None:
+        return "not installed (ours is used)"
+    if importlib.util.find_spec("apex.optimizers") is None:
+        return "NOT NVIDIA's: another package called apex is installed; uninstall it"
+    extensions = ("amp_C", "fused_weight_gradient_mlp_cuda")
+    missing = [name for name in extensions if importlib.util.find_spec(name) is None]
+    return f"NVIDIA's, without {', '.join(missing)}" if missing else "NVIDIA's"
+
+
+def device_lines() -> list[str]:
+    lines = [f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            memory_gib = properties.total_memory / 2**30
+            lines.append(f"GPU {index}: {properties.name}, sm_{properties.major}{properties.minor}, {memory_gib:.0f} GiB")
+        lines.append(f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
+    else:
+        lines.append("no GPU: training runs on the processor with gloo")
+    return lines
+
+
+def kernel_lines() -> list[str]:
+    lines = []
+    cpu, cuda = extension("cpu"), extension("cuda")
+    if cpu is None:
+        lines.append("host kernels: not built (a C++17 compiler was missing or failed)")
+    else:
+        threads = "OpenMP" if cpu.has_openmp() else "one thread, built without OpenMP"
+        lines.append(f"host kernels: built, {cpu.instruction_set()}, {threads}")
+    built = "not built (nvcc was missing or failed)" if cuda is None else f"built with CUDA {cuda.cuda_version // 1000}"
+    lines.append(f"CUDA kernels: {built}; nvcc {shutil.which('nvcc') or 'not on the path'}")
+    index = importlib.util.find_spec("megatron_synE._index") is not None
+    lines.append(f"data indices: {'built' if index else 'not built, numpy is used'}")
+    return lines
+
+
+def op_lines() -> list[str]:
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    picked = [(op, device, choice(op, device)) for device in devices for op in OPS]
+    return [f"{op:22s} {device:5s} {made.implementation:10s} {made.reason}" for op, device, made in picked]
+
+
+def missing_for(job: JobConfig) -> list[str]:
+    """What the job asks for and this machine lacks."""
+    found = []
+    if job.parallel.device == "cuda" and not torch.cuda.is_available():
+        found.append("parallel.device: cuda, but torch sees no GPU")
+    if job.model.transformer_impl == "transformer_engine" and version("transformer-engine") is None:
+        found.append(
+            "model.transformer_impl: transformer_engine is not installed; "
+            "pip install --no-build-isolation 'transformer-engine[pytorch]'"
+        )
+    if job.precision.fp8 != "none" and not torch.cuda.is_available():
+        found.append("precision.fp8: needs an NVIDIA GPU of the Hopper or Ada generation, or later")
+    if job.model.transformer_impl == "fused":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if extension(device) is None:
+            found.append(f"model.transformer_impl: fused, but the kernels for {device} were not built; reinstall")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="YAML file of a job")
+    args, overrides = parser.parse_known_args(argv)
+    if overrides and args.config is None:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)} (overrides need --config)")
+    print(f"python {platform.python_version()}")
+    print("\n".join(f"{name} {version(name) or 'not installed'}" for name in LIBRARIES))
+    print(f"Apex: {apex()}")
+    for title, lines in (("device", device_lines()), ("kernels", kernel_lines()), ("ops", op_lines())):
+        print(f"\n{title}")
+        print("\n".join(f"  {line}" for line in lines))
+    if args.config is None:
+        return 0
+    try:
+        problems = missing_for(parse_job(["--config", args.config, *overrides]))
+    except ValueError as error:
+        problems = str(error).splitlines()
+    print(f"\n{args.config}: {'everything is there' if not problems else 'missing'}")
+    print("\n".join(f"  {problem}" for problem in problems))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
