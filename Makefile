@@ -55,7 +55,7 @@ $(BIN)/python:
 
 # The Slurm test needs Debian's packages; where they cannot be had it is skipped and says so.
 slurm:
-	@if ! command -v slurmctld munged >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	@if ! { command -v slurmctld && command -v munged; } >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		export DEBIAN_FRONTEND=noninteractive; \
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 \
 		|| echo "Slurm could not be installed: its test is skipped"; fi
