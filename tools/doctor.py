@@ -51,8 +51,8 @@ def device_lines() -> list[str]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            memory_gib = properties.total_memory / 2**30
-            lines.append(f"GPU {index}: {properties.name}, sm_{properties.major}{properties.minor}, {memory_gib:.0f} GiB")
+            generation, memory_gib = f"sm_{properties.major}{properties.minor}", properties.total_memory / 2**30
+            lines.append(f"GPU {index}: {properties.name}, {generation}, {memory_gib:.0f} GiB")
         lines.append(f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
     else:
         lines.append("no GPU: training runs on the processor with gloo")

@@ -13,7 +13,12 @@ def sum_of_squares(values: torch.Tensor) -> float:
     """Sum of the squares of a contiguous fp32 or bf16 tensor, accumulated beyond fp32."""
     if not is_compiled("adamw", values) or not values.is_contiguous():
         return reference.sum_of_squares(values)
-    return launch("sum_of_squares", values.device, code(values), address(values), values.numel())
+    arguments = (code(values), address(values), values.numel())
+    if values.device.type == "cpu":
+        return launch("sum_of_squares", values.device, *arguments)
+    total = torch.zeros(1, dtype=torch.float64, device=values.device)
+    launch("sum_of_squares", values.device, *arguments, address(total))
+    return float(total)
 
 
 def scale_(values: torch.Tensor, factor: float) -> None:

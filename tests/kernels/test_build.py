@@ -100,11 +100,11 @@ def test_nvcc_has_built_every_kernel_for_both_generations() -> None:
     expected = {name for name in dir(cpu) if not name.startswith("_")}
     expected -= {"instruction_set", "has_openmp", "max_threads", "causal_softmax_forward", "causal_softmax_backward"}
     assert expected <= set(dir(module)), "an op of the host has no CUDA kernel"
-    cuobjdump = shutil.which("cuobjdump") or shutil.which("cuobjdump", path="/usr/local/cuda/bin")
-    if cuobjdump is None:
-        pytest.skip("no cuobjdump to look into the extension with")
-    listing = subprocess.run([cuobjdump, "--list-elf", module.__file__], capture_output=True, text=True).stdout
-    assert listing.count("sm_80") >= 6 and listing.count("sm_90") >= 6, listing
+    assert module.__file__ is not None
+    binary = Path(module.__file__).read_bytes()
+    num_sources = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+    for generation in (b"sm_80", b"sm_90"):
+        assert binary.count(generation) >= num_sources, f"device code for {generation.decode()} is missing"
 
 
 def test_doctor_reports_and_fails_on_what_is_missing(tmp_path: Path) -> None:
