@@ -57,6 +57,8 @@ def evaluate(
             report = run_microbatches(
                 model_chunks, microbatches, num_components=len(stream.component_names), forward_only=True
             )
+            # Live adjustment decides on these numbers on every process: they have to be the same to the last bit.
+            torch.distributed.broadcast(report, src=0)
             loss, num_tokens, _, _ = summarise(report)
             if num_tokens:
                 losses[name], tokens[name] = loss, num_tokens

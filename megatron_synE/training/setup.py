@@ -45,7 +45,7 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
     if not problems or job.model.preset is not None:
         problems += job.problems(world_size, base)
     if not job.data.problems():
-        problems += data_preflight(job.data)
+        problems += data_preflight(job.data, state=_stream_state(job))
         problems += _vocabulary_problems(job, base)
     if problems:
         raise ValueError("\n".join(problems))
@@ -62,6 +62,12 @@ def _base_architecture(job: JobConfig) -> LlamaArchitecture | None:
     elif checkpoint.load is not None:
         found = _read_sizes("checkpoint.load", read_architecture, checkpoint.load)
     return found if job.model.preset is None else None
+
+
+def _stream_state(job: JobConfig) -> dict[str, Any] | None:
+    """The data stream's state in the checkpoint that the run resumes from, if there is one."""
+    latest = find_latest(job.checkpoint.save) if job.checkpoint.save is not None else None
+    return read_state(latest).get("stream") if latest is not None else None
 
 
 def _read_sizes(field: str, read: Callable[[str], LlamaArchitecture], folder: str) -> LlamaArchitecture:
