@@ -44,7 +44,9 @@ def median_seconds(call: Any) -> float:
     return statistics.median(times[2:])
 
 
-def step_seconds(architecture: LlamaArchitecture, seq_length: int, model: ModelConfig, precision: PrecisionConfig) -> float:
+def step_seconds(
+    architecture: LlamaArchitecture, seq_length: int, model: ModelConfig, precision: PrecisionConfig
+) -> float:
     """Median time of a training step of one sequence."""
     from megatron.core import parallel_state
 
@@ -97,7 +99,7 @@ def main() -> None:
                 tokens_per_s = args.seq_length / seconds
                 share = architecture.train_flops_per_token(args.seq_length) * tokens_per_s / rate
                 name = f"{impl}, {'bf16' if fp8 == 'none' else 'fp8'}, recompute {recompute}"
-                print(f"  {name:44s} {seconds:7.3f} s  {tokens_per_s:7.0f} tokens/s  {share:6.1%} of the product's rate")
+                print(f"  {name:44s} {seconds:7.3f} s  {tokens_per_s:7.0f} tokens/s  {share:6.1%} of the GEMM rate")
                 figures[name] = {"tokens_per_s": round(tokens_per_s), "share_of_gemm_rate": round(share, 3)}
     print(json.dumps(figures))
 
