@@ -3,6 +3,10 @@
 
 #include <string>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
@@ -39,6 +43,17 @@ bool has_openmp() {
 #endif
 }
 
+// Buffers of at least this size get pages of their own and give them back when freed; false where not supported.
+// By default glibc raises this limit to 32 MiB as it goes, and freed activations stay in a fragmented heap.
+bool set_mmap_threshold(int bytes) {
+#ifdef __GLIBC__
+  return mallopt(M_MMAP_THRESHOLD, bytes) == 1;
+#else
+  (void)bytes;
+  return false;
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels_cpu, m) {
@@ -47,6 +62,7 @@ PYBIND11_MODULE(_kernels_cpu, m) {
   m.def("instruction_set", &instruction_set, "The instruction set that this machine's dispatch picks.");
   m.def("has_openmp", &has_openmp);
   m.def("max_threads", &syne::max_threads);
+  m.def("set_mmap_threshold", &set_mmap_threshold);
 
   m.def(
       "rms_norm_forward",

@@ -3,6 +3,7 @@
 from megatron_synE.kernels.adamw import adamw_, l2_norm, scale_, sum_of_squares
 from megatron_synE.kernels.attention import Span, causal_attention
 from megatron_synE.kernels.fused_adamw import FusedAdamW
+from megatron_synE.kernels.host_memory import return_large_buffers
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
 from megatron_synE.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_synE.kernels.rope import rope_
@@ -27,6 +28,7 @@ __all__ = [
     "linear_cross_entropy",
     "override",
     "placeholder_gradient",
+    "return_large_buffers",
     "rms_norm",
     "rope_",
     "scale_",

@@ -6,6 +6,8 @@ D head dimension.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from megatron_synE.kernels import reference
@@ -14,30 +16,42 @@ from megatron_synE.kernels.selection import is_compiled
 
 
 def rope_(
-    packed_NGJD: torch.Tensor, cos_PD: torch.Tensor, sin_PD: torch.Tensor, positions_N: torch.Tensor, rotated_heads: int
+    packed: torch.Tensor,
+    cos_PD: torch.Tensor,
+    sin_PD: torch.Tensor,
+    positions_N: torch.Tensor,
+    rotated_heads: int,
+    shape: tuple[int, int, int, int] | None = None,
 ) -> torch.Tensor:
-    """Rotate the first `rotated_heads` heads (queries and key) of every group, in place; returns `packed_NGJD`.
+    """Rotate the first `rotated_heads` heads (queries and key) of every group, in place; returns `packed`.
+
+    `packed` is [N, G, J, D], or, with that as `shape`, the same elements in any shape: autograd handles an in-place op
+    on a projection's output better than on a view of it.
 
     Half rotation, as Hugging Face's Llama: (a, b) -> (a cos - b sin, b cos + a sin) with a, b the halves of a head.
     cos and sin are fp32 [P, D / 2], positions int64 [N] below P; a position may occur for many tokens, so documents
-    that restart at 0 need nothing more. `packed_NGJD` must be contiguous; the gradient flows through the in-place op.
+    that restart at 0 need nothing more. `packed` must be contiguous; the gradient flows through the in-place op.
     """
-    tokens, _, heads, head_dim = packed_NGJD.shape
+    shape = tuple(packed.shape) if shape is None else shape  # type: ignore[assignment]
+    if shape is None or len(shape) != 4 or math.prod(shape) != packed.numel():
+        raise ValueError(f"packed {tuple(packed.shape)} is not, and does not hold, [N, G, J, D] = {shape}")
+    tokens, _, heads, head_dim = shape
     if head_dim % 2 or not 0 <= rotated_heads <= heads:
         raise ValueError(f"rope needs an even head dimension and 0 <= rotated_heads <= {heads}, got {head_dim}")
     if cos_PD.shape != sin_PD.shape or cos_PD.shape[-1] * 2 != head_dim or positions_N.shape != (tokens,):
         raise ValueError(
             f"cos {tuple(cos_PD.shape)}, sin {tuple(sin_PD.shape)} and positions {tuple(positions_N.shape)} "
-            f"do not fit packed heads {tuple(packed_NGJD.shape)}"
+            f"do not fit packed heads {shape}"
         )
-    if not packed_NGJD.is_contiguous():
+    if not packed.is_contiguous():
         raise ValueError("rope_ works in place and needs a contiguous tensor; call .contiguous() first")
-    if not is_compiled("rope", packed_NGJD):
-        return packed_NGJD.copy_(reference.rope(packed_NGJD, cos_PD, sin_PD, positions_N, rotated_heads))
-    if torch.is_grad_enabled() and packed_NGJD.requires_grad:
-        return _Rope.apply(packed_NGJD, cos_PD, sin_PD, positions_N, rotated_heads)
-    _rope_(packed_NGJD, cos_PD, sin_PD, positions_N, rotated_heads, False)
-    return packed_NGJD
+    if not is_compiled("rope", packed):
+        rotated = reference.rope(packed.view(shape), cos_PD, sin_PD, positions_N, rotated_heads)
+        return packed.copy_(rotated.view(packed.shape))
+    if torch.is_grad_enabled() and packed.requires_grad:
+        return _Rope.apply(packed, cos_PD, sin_PD, positions_N, rotated_heads, shape)
+    _rope_(packed.view(shape), cos_PD, sin_PD, positions_N, rotated_heads, False)
+    return packed
 
 
 @torch.library.custom_op("syne::rope_", mutates_args=("packed_NGJD",))
@@ -66,16 +80,16 @@ class _Rope(torch.autograd.Function):
     """torch.library refuses an autograd formula for a mutating op; a rotation's gradient is the inverse rotation."""
 
     @staticmethod
-    def forward(ctx, packed, cos, sin, positions, rotated_heads):
+    def forward(ctx, packed, cos, sin, positions, rotated_heads, shape):
         ctx.save_for_backward(cos, sin, positions)
-        ctx.rotated_heads = rotated_heads
+        ctx.rotated_heads, ctx.shape = rotated_heads, shape
         ctx.mark_dirty(packed)
-        _rope_(packed, cos, sin, positions, rotated_heads, False)
+        _rope_(packed.view(shape), cos, sin, positions, rotated_heads, False)
         return packed
 
     @staticmethod
     def backward(ctx, grad):
         cos, sin, positions = ctx.saved_tensors
         grad = grad.clone(memory_format=torch.contiguous_format)
-        _rope_(grad, cos, sin, positions, ctx.rotated_heads, True)
-        return grad, None, None, None, None
+        _rope_(grad.view(ctx.shape), cos, sin, positions, ctx.rotated_heads, True)
+        return grad, None, None, None, None, None

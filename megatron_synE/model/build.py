@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
+from megatron_synE.kernels import return_large_buffers
 from megatron_synE.model.fused_llama import FusedLlamaModel
 from megatron_synE.model.layer_specs import block_spec
 from megatron_synE.model.llama import LlamaModel
@@ -31,6 +32,7 @@ def build_model_chunks(
     """
     if model.transformer_impl == "fused":
         install_gradient_accumulation_fusion()
+        return_large_buffers(device)
     config = make_transformer_config(architecture, model, parallel, precision, device=device)
     virtual = parallel.virtual_pipeline_model_parallel_size
     stages: list[int | None] = list(range(virtual)) if virtual else [None]

@@ -72,9 +72,9 @@ class FusedSelfAttention(SelfAttention):
         repeats = self.num_attention_heads_per_partition // groups
         cp_group = self.pg_collection.cp
         layout = sequence_layout(rotary_pos_emb, packed_seq_params, seq_length, batch, cp_group)
-        packed_NGJD = projected.view(seq_length * batch, groups, repeats + 2, dim)
-        packed_NGJD = rope_(packed_NGJD, layout.cos_PD, layout.sin_PD, layout.positions_N, repeats + 1)
-        query, key_value = packed_NGJD.view(seq_length, batch, groups, repeats + 2, dim).split((repeats, 2), dim=3)
+        heads = (seq_length * batch, groups, repeats + 2, dim)
+        rotated = rope_(projected, layout.cos_PD, layout.sin_PD, layout.positions_N, repeats + 1, heads)
+        query, key_value = rotated.view(seq_length, batch, groups, repeats + 2, dim).split((repeats, 2), dim=3)
         key, value = gather_sequence(key_value, cp_group).unbind(3)
         context_SBGRD = causal_attention(query, key, value, 1 / math.sqrt(dim), layout.spans)
         return self.linear_proj(context_SBGRD.reshape(seq_length, batch, -1))

@@ -1,0 +1,19 @@
+"""How the host's allocator treats large buffers."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_synE.kernels import _native
+
+# Below it, freeing and touching fresh pages again in every step would cost more time than it saves memory.
+LARGE_BUFFER_BYTES = 4 * 2**20
+
+
+def return_large_buffers(device: torch.device) -> bool:
+    """Let freed buffers above LARGE_BUFFER_BYTES go back to the system at once; whether that was possible.
+
+    Only for the host and glibc. It lowers the peak of a training step by what a fragmented heap would keep.
+    """
+    module = _native.extension("cpu") if device.type == "cpu" else None
+    return module is not None and module.set_mmap_threshold(LARGE_BUFFER_BYTES)
