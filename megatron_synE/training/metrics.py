@@ -65,11 +65,17 @@ class ProgressLine:
         if show and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
+            # On a narrow terminal the text is cut at its end; count and remaining time stay whole.
             self._progress = Progress(
-                MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(), TextColumn("{task.description}"),
+                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(last_step)) + 1)),
+                BarColumn(bar_width=10),
+                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
                 console=Console(file=sys.stderr),
-            )  # fmt: skip
+                expand=True,
+            )
             self._progress.start()
             self._task = self._progress.add_task("", total=last_step, completed=first_step)
 

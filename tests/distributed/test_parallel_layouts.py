@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_synE.config.model import ModelConfig
 from megatron_synE.config.parallel import ParallelConfig
 from tests.helpers.distributed import run_distributed
 from tests.helpers.training import ARCHITECTURE, SmallRun, tensor_parallel_part
@@ -33,11 +35,28 @@ LAYOUTS_OF_EIGHT = {
 }  # fmt: skip
 
 
-def train(layouts: dict[str, ParallelConfig], checkpoint: str | None, isolate_documents: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Case:
+    """What is trained in every layout."""
+
+    impl: str
+    isolate_documents: bool
+
+
+CASES = [Case("local", False), Case("fused", True)]
+
+
+def train_cases(layouts: dict[str, ParallelConfig], checkpoint: str) -> dict[str, Any]:
+    """All cases in the same processes: starting eight of them costs more than what they compute."""
+    return {case.impl: train(layouts, checkpoint, case) for case in CASES}
+
+
+def train(layouts: dict[str, ParallelConfig], checkpoint: str, case: Case) -> dict[str, Any]:
     """Per layout: the losses, the grad norms and this process's gradients."""
+    model = ModelConfig(make_vocab_size_divisible_by=4, transformer_impl=case.impl)  # type: ignore[arg-type]
     results = {}
     for name, parallel in layouts.items():
-        run = SmallRun(parallel, checkpoint=checkpoint, isolate_documents=isolate_documents)
+        run = SmallRun(parallel, checkpoint=checkpoint, isolate_documents=case.isolate_documents, model=model)
         gradients = run.gradients()
         steps = [run.step(step) for step in range(STEPS)]
         results[name] = {
@@ -74,10 +93,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return root
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["joined", "isolated"])
-def reference(request: pytest.FixtureRequest, checkpoint: str) -> tuple[bool, dict[str, Any]]:
-    """One process's results."""
-    return request.param, run_distributed(train, 1, {"one": ParallelConfig()}, checkpoint, request.param)[0]["one"]
+@pytest.fixture(scope="module")
+def one_process(checkpoint: str) -> dict[str, Any]:
+    """Per implementation, one process's results: plain torch on joined documents, fused layers on isolated ones."""
+    results = run_distributed(train_cases, 1, {"one": ParallelConfig()}, checkpoint)[0]
+    return {impl: by_layout["one"] for impl, by_layout in results.items()}
 
 
 def relative(value: torch.Tensor, expected: torch.Tensor) -> float:
@@ -85,6 +105,7 @@ def relative(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def check(results: list[dict[str, Any]], reference: dict[str, Any]) -> None:
+    """Every process in every layout against the one process, whose implementation is the same."""
     for rank, by_layout in enumerate(results):
         for name, result in by_layout.items():
             where = f"{name}, process {rank}"
@@ -107,17 +128,15 @@ def check(results: list[dict[str, Any]], reference: dict[str, Any]) -> None:
                 assert relative(gradient, part) <= TOLERANCE, f"{where}: {parameter} {relative(gradient, part)}"
 
 
-def test_two_processes(checkpoint: str, reference: tuple[bool, dict[str, Any]]) -> None:
-    isolate_documents, expected = reference
-    check(run_distributed(train, 2, LAYOUTS_OF_TWO, checkpoint, isolate_documents), expected)
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "layouts"), [(2, LAYOUTS_OF_TWO), (8, LAYOUTS_OF_EIGHT)])
+def test_layouts(world_size: int, layouts: dict[str, ParallelConfig], checkpoint: str, one_process: Any) -> None:
+    results = run_distributed(train_cases, world_size, layouts, checkpoint)
+    for case in CASES:
+        check([result[case.impl] for result in results], one_process[case.impl])
 
 
-def test_eight_processes(checkpoint: str, reference: tuple[bool, dict[str, Any]]) -> None:
-    isolate_documents, expected = reference
-    check(run_distributed(train, 8, LAYOUTS_OF_EIGHT, checkpoint, isolate_documents), expected)
-
-
-def test_losses_fall(reference: tuple[bool, dict[str, Any]]) -> None:
+def test_losses_change(one_process: dict[str, Any]) -> None:
     """The weights do move: a frozen model would pass the other tests."""
-    _, expected = reference
-    assert expected["losses"][-1] != pytest.approx(expected["losses"][0], rel=1e-3)
+    for result in one_process.values():
+        assert result["losses"][-1] != pytest.approx(result["losses"][0], rel=1e-3)
