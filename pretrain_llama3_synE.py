@@ -81,7 +81,21 @@ def summary(run: Any) -> list[str]:
         f"CP {parallel.context_parallel_size} DP {runtime.data_parallel_size}",
         f"data  {len(run.stream.component_names)} components, {run.stream.num_samples:,} samples of "
         f"{run.stream.seq_length:,} tokens; {start}, {run.last_step} steps of {run.tokens_per_step:,} tokens",
+        f"layers {run.job.model.transformer_impl}{kernels_in_use(run)}",
     ]
+
+
+def kernels_in_use(run: Any) -> str:
+    """Which implementation the operations of the fused layers run, and why."""
+    from megatron_synE.kernels.selection import OPS, choice
+
+    if run.job.model.transformer_impl != "fused":
+        return ""
+    operations: dict[str, list[str]] = {}
+    for name in OPS:
+        chosen = choice(name, run.runtime.device.type)
+        operations.setdefault(f"{chosen.implementation} ({chosen.reason})", []).append(name)
+    return "".join(f"; {how}: {', '.join(names)}" for how, names in operations.items())
 
 
 def quiet_megatron() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data.preflight import preflight as data_preflight
 from megatron_synE.data.stream import DataStream
 from megatron_synE.model import build_model_chunks
+from megatron_synE.model.layer_specs import TRANSFORMER_ENGINE_MISSING
 from megatron_synE.runtime import Runtime, device_name
 from megatron_synE.training.loop import TrainingRun
 from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
@@ -44,6 +46,8 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
         problems.append(str(error))
     if not problems or job.model.preset is not None:
         problems += job.problems(world_size, base)
+    if job.model.transformer_impl == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
+        problems.append(TRANSFORMER_ENGINE_MISSING)
     if not job.data.problems():
         problems += data_preflight(job.data, state=_stream_state(job))
         problems += _vocabulary_problems(job, base)
