@@ -128,7 +128,7 @@ def plot(stream: DataStream, path: str) -> None:
         if "/" in name and stream.decisions:
             values = [decision.perplexity.get(name, float("nan")) for decision in stream.decisions]
             below.plot(tokens, values, marker=".", color=colour)
-    below.set(xlabel="tokens", ylabel="held-out perplexity", title="Topics", xlim=(0, edges[-1]))
+    below.set(xlabel="tokens", ylabel="held-out perplexity", title="Topics", xlim=(0, edges[-1]), yscale="log")
     figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
 

@@ -97,9 +97,9 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient_N: torch.Tensor):
         (mask_N,) = ctx.saved_tensors
-        # All quotients are equal; the largest is exact where the mask is 0 or 1, and 0 if every token is masked.
+        # All quotients are equal where the mask is not 0; one of the largest magnitude is taken, 0 if all is masked.
         multiple = torch.where(mask_N != 0, gradient_N / mask_N, 0.0)
-        factor = multiple.max() if multiple.numel() else gradient_N.sum()
+        factor = multiple[multiple.abs().argmax()] if multiple.numel() else gradient_N.sum()
         return factor, None, None
 
 
