@@ -82,7 +82,7 @@ def make_our_step(dtype_name: str, vocab: int, threads: int) -> Callable[[], flo
     from megatron_synE.model import build_model_chunks
     from megatron_synE.training.microbatches import MicroBatch
     from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
-    from megatron_synE.training.step import train_step
+    from megatron_synE.training.step import freeze_startup_objects, train_step
 
     architecture = LlamaArchitecture(
         num_layers=SHAPE["num_hidden_layers"],
@@ -107,6 +107,8 @@ def make_our_step(dtype_name: str, vocab: int, threads: int) -> Callable[[], flo
         component_BS=torch.zeros(BATCH, SEQ_LENGTH, dtype=torch.int32),
         packed_seq_params=None,
     )
+
+    freeze_startup_objects()
 
     def step() -> float:
         return train_step(wrapped, optimizer, [batch], learning_rate=LEARNING_RATE, num_components=1).loss

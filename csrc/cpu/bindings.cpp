@@ -43,13 +43,15 @@ bool has_openmp() {
 #endif
 }
 
-// Buffers of at least this size get pages of their own and give them back when freed; false where not supported.
-// By default glibc raises this limit to 32 MiB as it goes, and freed activations stay in a fragmented heap.
-bool set_mmap_threshold(int bytes) {
+// Buffers of at least `mmap_bytes` get pages of their own and give them back when freed; the heap of the smaller ones
+// keeps up to `keep_bytes` of free pages at its end. False where not supported. By default glibc raises the first limit
+// to 32 MiB as it goes, and freed activations stay in a fragmented heap; setting it fixes the second one at 128 KiB,
+// and each step touches fresh pages again.
+bool set_heap_limits(int mmap_bytes, int keep_bytes) {
 #ifdef __GLIBC__
-  return mallopt(M_MMAP_THRESHOLD, bytes) == 1;
+  return mallopt(M_MMAP_THRESHOLD, mmap_bytes) == 1 && mallopt(M_TRIM_THRESHOLD, keep_bytes) == 1;
 #else
-  (void)bytes;
+  (void)mmap_bytes, (void)keep_bytes;
   return false;
 #endif
 }
@@ -62,7 +64,7 @@ PYBIND11_MODULE(_kernels_cpu, m) {
   m.def("instruction_set", &instruction_set, "The instruction set that this machine's dispatch picks.");
   m.def("has_openmp", &has_openmp);
   m.def("max_threads", &syne::max_threads);
-  m.def("set_mmap_threshold", &set_mmap_threshold);
+  m.def("set_heap_limits", &set_heap_limits);
 
   m.def(
       "rms_norm_forward",
@@ -101,35 +103,28 @@ PYBIND11_MODULE(_kernels_cpu, m) {
       },
       release());
   m.def(
-      "cross_entropy_stats",
-      [](int dtype, Address logits, Address targets, Address row_max, Address row_sum, Address target_logit,
-         int64_t rows, int64_t valid_columns, int64_t row_stride) {
-        syne::cross_entropy_stats(type_of(dtype), at(logits), at<int64_t>(targets), at<float>(row_max),
-                                  at<float>(row_sum), at<float>(target_logit), rows, valid_columns, row_stride);
-      },
-      release());
-  m.def(
-      "cross_entropy_gradient",
-      [](int dtype, Address logits, Address targets, Address row_max, Address row_sum, Address row_scale, int64_t rows,
-         int64_t columns, int64_t valid_columns, int64_t row_stride) {
-        syne::cross_entropy_gradient(type_of(dtype), at(logits), at<int64_t>(targets), at<float>(row_max),
-                                     at<float>(row_sum), at<float>(row_scale), rows, columns, valid_columns,
-                                     row_stride);
+      "cross_entropy",
+      [](int dtype, Address logits, int pass, Address targets, Address scale, Address row_max, Address row_sum,
+         Address target_logit, int64_t rows, int64_t columns, int64_t valid_columns, int64_t row_stride) {
+        syne::cross_entropy(type_of(dtype), at(logits), static_cast<syne::CrossEntropyPass>(pass), rows,
+                            {at<int64_t>(targets), at<float>(scale), at<float>(row_max), at<float>(row_sum),
+                             at<float>(target_logit), columns, valid_columns, row_stride});
       },
       release());
   m.def(
       "causal_softmax_forward",
-      [](int dtype, Address scores, Address logsumexp, int64_t rows, int64_t columns, int64_t queries,
+      [](int dtype, Address scores, Address logsumexp, int64_t rows, int64_t columns, int64_t queries, int64_t repeats,
          float scale) {
-        syne::causal_softmax_forward(type_of(dtype), at(scores), at<float>(logsumexp), rows, columns, queries,
+        syne::causal_softmax_forward(type_of(dtype), at(scores), at<float>(logsumexp), rows, columns, queries, repeats,
                                      scale);
       },
       release());
   m.def(
       "causal_softmax_backward",
-      [](int dtype, Address scores, Address dprobabilities, Address logsumexp, int64_t rows,
-         int64_t columns, int64_t queries, float scale) {
-        syne::causal_softmax_backward(type_of(dtype), at(scores), at(dprobabilities), at<float>(logsumexp), rows, columns, queries, scale);
+      [](int dtype, Address scores, Address dprobabilities, Address logsumexp, int64_t rows, int64_t columns,
+         int64_t queries, int64_t repeats, float scale) {
+        syne::causal_softmax_backward(type_of(dtype), at(scores), at(dprobabilities), at<float>(logsumexp), rows,
+                                      columns, queries, repeats, scale);
       },
       release());
   m.def(

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -71,6 +72,26 @@ SYNE_INLINE float rounded_to<bf16>(float value) {
   bits = (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
   std::memcpy(&value, &bits, 4);
   return value;
+}
+
+// Loops over one element type vectorise well, mixed ones badly: a kernel converts a row, computes in fp32, converts back.
+template <typename T>
+SYNE_INLINE void widen(const T* source, float* target, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) target[i] = load(source[i]);
+}
+
+template <typename T>
+SYNE_INLINE void narrow(const float* source, T* target, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) store(target[i], source[i]);
+}
+
+SYNE_INLINE float maximum_of(const float* values, int64_t count) {
+  float maximum = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : maximum)
+  for (int64_t i = 0; i < count; ++i) maximum = values[i] > maximum ? values[i] : maximum;
+  return maximum;
 }
 
 // exp for the range of a float, relative error below 2e-7; Cody-Waite reduction and a degree-6 polynomial.

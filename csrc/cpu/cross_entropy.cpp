@@ -1,111 +1,110 @@
-// The part of linear + cross entropy between its matrix products, on one chunk of logits of one vocabulary shard:
-// the statistics that tensor-parallel ranks reduce (max, sum of exponentials, target), then, in place, the gradient
-//   dlogit = (softmax - onehot(target)) * row_scale
+// The part of linear + cross entropy between its matrix products, on one chunk of logits of one vocabulary shard: the
+// statistics that tensor-parallel ranks reduce (max, sum of exponentials, target), and, in place, the gradient
+//   dlogit = (softmax - onehot(target)) * scale
 #include "cpu/kernels.h"
 
-#include <cmath>
-#include <limits>
+#include <vector>
 
 namespace syne {
 namespace {
 
+// Floats of one row at a time: they stay in the first-level cache, and their sum is not one long fp32 chain.
+constexpr int64_t kBlock = 2048;
+
+SYNE_INLINE float row_maximum(const float* values, int64_t count) { return maximum_of(values, count); }
+
+// As integers with the sign's magnitude flipped, bf16 values compare as they do as numbers, 32 in one instruction.
+SYNE_INLINE float row_maximum(const bf16* values, int64_t count) {
+  int16_t largest = -32768;
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < count; ++i) {
+    int16_t bits = static_cast<int16_t>(values[i].bits);
+    int16_t key = static_cast<int16_t>(bits ^ ((bits >> 15) & 0x7fff));
+    largest = key > largest ? key : largest;
+  }
+  if (count == 0) return -std::numeric_limits<float>::infinity();
+  return load(bf16{static_cast<uint16_t>(largest ^ ((largest >> 15) & 0x7fff))});
+}
+
+// buffer = exp(value - maximum), their sum. `step` is 0 where the buffer holds one block, to be used again.
 template <typename T>
-SYNE_INLINE void stats_rows(const T* logits, const int64_t* targets, float* row_max, float* row_sum,
-                            float* target_logit, int64_t begin, int64_t end, int64_t columns, int64_t stride) {
-  for (int64_t row = begin; row < end; ++row) {
-    const T* values = logits + row * stride;
-    float maximum = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : maximum)
-    for (int64_t i = 0; i < columns; ++i) {
-      float value = load(values[i]);
-      maximum = value > maximum ? value : maximum;
-    }
-    // Sums of blocks, so that a vocabulary of 128,256 terms is not one long fp32 chain.
-    double total = 0.0;
-    for (int64_t block = 0; block < columns; block += 4096) {
-      int64_t stop = block + 4096 < columns ? block + 4096 : columns;
-      float sum = 0.0f;
+SYNE_INLINE float exponentials(const T* values, float* buffer, int64_t step, float maximum, int64_t columns) {
+  double total = 0.0;
+  for (int64_t block = 0; block < columns; block += kBlock, buffer += step) {
+    int64_t count = block + kBlock < columns ? kBlock : columns - block;
+    widen(values + block, buffer, count);
+    float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = block; i < stop; ++i) sum += exp_fast(load(values[i]) - maximum);
-      total += sum;
+    for (int64_t i = 0; i < count; ++i) {
+      buffer[i] = exp_fast(buffer[i] - maximum);
+      sum += buffer[i];
     }
-    row_max[row] = maximum;
-    row_sum[row] = static_cast<float>(total);
-    int64_t target = targets[row];
-    target_logit[row] = target >= 0 && target < columns ? load(values[target]) : 0.0f;
+    total += sum;
   }
+  return static_cast<float>(total);
 }
 
 template <typename T>
-SYNE_INLINE void gradient_rows(T* logits, const int64_t* targets, const float* row_max, const float* row_sum,
-                               const float* row_scale, int64_t begin, int64_t end, int64_t columns, int64_t valid,
-                               int64_t stride) {
-  for (int64_t row = begin; row < end; ++row) {
-    T* values = logits + row * stride;
-    float scale = row_scale[row];
-    if (scale == 0.0f) {  // masked: also a row of infinities has gradient zero
-      for (int64_t i = 0; i < columns; ++i) store(values[i], 0.0f);
-      continue;
-    }
-    int64_t target = targets[row];
-    bool owned = target >= 0 && target < valid;
-    float maximum = row_max[row], factor = scale / row_sum[row];
-    float at_target = owned ? exp_fast(load(values[target]) - maximum) * factor - scale : 0.0f;
+SYNE_INLINE void stats_row(const T* values, const CrossEntropyRows& rows, int64_t row) {
+  int64_t target = rows.targets[row];
+  rows.target_logit[row] = target >= 0 && target < rows.valid ? load(values[target]) : 0.0f;
+  rows.max[row] = row_maximum(values, rows.valid);
+}
+
+// From the exponentials of the row's valid columns.
+template <typename T>
+SYNE_INLINE void gradient_row(T* values, const float* exponentials, const CrossEntropyRows& rows, int64_t row) {
+  float scale = rows.scale[row], factor = scale / rows.sum[row];
 #pragma omp simd
-    for (int64_t i = 0; i < valid; ++i) store(values[i], exp_fast(load(values[i]) - maximum) * factor);
-    for (int64_t i = valid; i < columns; ++i) store(values[i], 0.0f);
-    if (owned) store(values[target], at_target);
+  for (int64_t i = 0; i < rows.valid; ++i) store(values[i], exponentials[i] * factor);
+  for (int64_t i = rows.valid; i < rows.columns; ++i) store(values[i], 0.0f);
+  int64_t target = rows.targets[row];
+  if (target >= 0 && target < rows.valid) store(values[target], exponentials[target] * factor - scale);
+}
+
+// `buffer` holds a block for the statistics alone, else `valid` floats.
+template <typename T>
+SYNE_INLINE void run_rows(T* logits, CrossEntropyPass pass, const CrossEntropyRows& rows, float* buffer, int64_t begin,
+                          int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* values = logits + row * rows.stride;
+    if (pass != kGradient) stats_row(values, rows, row);
+    if (pass == kStats) {
+      rows.sum[row] = exponentials(values, buffer, 0, rows.max[row], rows.valid);
+    } else if (rows.scale[row] == 0.0f) {  // masked: also a row of infinities has gradient zero
+      for (int64_t i = 0; i < rows.columns; ++i) store(values[i], 0.0f);
+      if (pass == kBoth) rows.sum[row] = 1.0f;
+    } else {
+      float sum = exponentials(values, buffer, kBlock, rows.max[row], rows.valid);
+      if (pass == kBoth) rows.sum[row] = sum;
+      gradient_row(values, buffer, rows, row);
+    }
   }
 }
 
 SYNE_MULTIVERSION
-void stats_f32(const float* l, const int64_t* t, float* m, float* s, float* g, int64_t begin, int64_t end, int64_t c,
-               int64_t stride) {
-  stats_rows(l, t, m, s, g, begin, end, c, stride);
+void rows_f32(float* l, CrossEntropyPass pass, const CrossEntropyRows& rows, float* buffer, int64_t begin,
+              int64_t end) {
+  run_rows(l, pass, rows, buffer, begin, end);
 }
 
 SYNE_MULTIVERSION
-void stats_bf16(const bf16* l, const int64_t* t, float* m, float* s, float* g, int64_t begin, int64_t end, int64_t c,
-                int64_t stride) {
-  stats_rows(l, t, m, s, g, begin, end, c, stride);
-}
-
-SYNE_MULTIVERSION
-void gradient_f32(float* l, const int64_t* t, const float* m, const float* s, const float* scale, int64_t begin,
-                  int64_t end, int64_t c, int64_t valid, int64_t stride) {
-  gradient_rows(l, t, m, s, scale, begin, end, c, valid, stride);
-}
-
-SYNE_MULTIVERSION
-void gradient_bf16(bf16* l, const int64_t* t, const float* m, const float* s, const float* scale, int64_t begin,
-                   int64_t end, int64_t c, int64_t valid, int64_t stride) {
-  gradient_rows(l, t, m, s, scale, begin, end, c, valid, stride);
+void rows_bf16(bf16* l, CrossEntropyPass pass, const CrossEntropyRows& rows, float* buffer, int64_t begin,
+               int64_t end) {
+  run_rows(l, pass, rows, buffer, begin, end);
 }
 
 }  // namespace
 
-void cross_entropy_stats(DType dtype, const void* logits, const int64_t* targets, float* row_max, float* row_sum,
-                         float* target_logit, int64_t rows, int64_t valid_columns, int64_t row_stride) {
-  parallel_rows(rows, 1, [&](int64_t begin, int64_t end, int) {
+void cross_entropy(DType dtype, void* logits, CrossEntropyPass pass, int64_t count, const CrossEntropyRows& rows) {
+  // A row of 128,256 floats still fits a core's second-level cache.
+  auto floats = static_cast<size_t>(pass == kStats ? kBlock : rows.valid);
+  parallel_rows(count, 1, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> buffer(floats);
     if (dtype == kFloat32)
-      stats_f32(static_cast<const float*>(logits), targets, row_max, row_sum, target_logit, begin, end, valid_columns,
-                row_stride);
+      rows_f32(static_cast<float*>(logits), pass, rows, buffer.data(), begin, end);
     else
-      stats_bf16(static_cast<const bf16*>(logits), targets, row_max, row_sum, target_logit, begin, end, valid_columns,
-                 row_stride);
-  });
-}
-
-void cross_entropy_gradient(DType dtype, void* logits, const int64_t* targets, const float* row_max,
-                            const float* row_sum, const float* row_scale, int64_t rows, int64_t columns,
-                            int64_t valid_columns, int64_t row_stride) {
-  parallel_rows(rows, 1, [&](int64_t begin, int64_t end, int) {
-    if (dtype == kFloat32)
-      gradient_f32(static_cast<float*>(logits), targets, row_max, row_sum, row_scale, begin, end, columns,
-                   valid_columns, row_stride);
-    else
-      gradient_bf16(static_cast<bf16*>(logits), targets, row_max, row_sum, row_scale, begin, end, columns,
-                    valid_columns, row_stride);
+      rows_bf16(static_cast<bf16*>(logits), pass, rows, buffer.data(), begin, end);
   });
 }
 

@@ -21,21 +21,30 @@ void rope_in_place(DType dtype, void* packed, const float* cos, const float* sin
 void swiglu_forward(DType dtype, const void* x, void* y, int64_t rows, int64_t width);
 void swiglu_backward(DType dtype, const void* dy, const void* x, void* dx, int64_t rows, int64_t width);
 
-// cross_entropy.cpp: logits are [rows, columns] with `row_stride`; columns from `valid_columns` on are padding.
-// `targets` are columns of this shard; a target outside [0, valid_columns) is another shard's.
-void cross_entropy_stats(DType dtype, const void* logits, const int64_t* targets, float* row_max, float* row_sum,
-                         float* target_logit, int64_t rows, int64_t valid_columns, int64_t row_stride);
-void cross_entropy_gradient(DType dtype, void* logits, const int64_t* targets, const float* row_max,
-                            const float* row_sum, const float* row_scale, int64_t rows, int64_t columns,
-                            int64_t valid_columns, int64_t row_stride);
+// cross_entropy.cpp: logits are [rows, columns]; columns from `valid` on are padding. `targets` are columns of this
+// shard; a target outside [0, valid) is another shard's.
+struct CrossEntropyRows {
+  const int64_t* targets;
+  const float* scale;  // of the row's gradient; 0 where the token is masked
+  float *max, *sum, *target_logit;
+  int64_t columns, valid, stride;
+};
 
-// softmax.cpp: causal softmax of scores [rows, columns]; rows are whole runs of `queries`, and query i of a run sees
-// the columns [0, columns - queries + i]. `logsumexp` is [rows].
+enum CrossEntropyPass : int {
+  kStats = 0,     // max, sum of exp(logit - max) and target_logit; the logits stay
+  kGradient = 1,  // logits -> gradient, with a given max and sum
+  kBoth = 2,      // both in one pass
+};
+
+void cross_entropy(DType dtype, void* logits, CrossEntropyPass pass, int64_t count, const CrossEntropyRows& rows);
+
+// softmax.cpp: causal softmax of scores [rows, columns]; rows are whole runs of `queries` x `repeats`, and query i of a
+// run sees the columns [0, columns - queries + i]. `logsumexp` is [rows].
 void causal_softmax_forward(DType dtype, void* scores, float* logsumexp, int64_t rows, int64_t columns,
-                            int64_t queries, float scale);
+                            int64_t queries, int64_t repeats, float scale);
 // scores -> probabilities, dprobabilities -> gradient of the scores, both in place.
 void causal_softmax_backward(DType dtype, void* scores, void* dprobabilities, const float* logsumexp, int64_t rows,
-                             int64_t columns, int64_t queries, float scale);
+                             int64_t columns, int64_t queries, int64_t repeats, float scale);
 
 // wgrad.cpp: target += *scale * addend; a null `scale` is 1
 void accumulate(DType dtype, float* target, const void* addend, int64_t count, const float* scale);

@@ -64,21 +64,14 @@ PYBIND11_MODULE(_kernels_cuda, m) {
       },
       release());
   m.def(
-      "cross_entropy_stats",
-      [](int dtype, Address logits, Address targets, Address row_max, Address row_sum, Address target_logit,
-         int64_t rows, int64_t valid_columns, int64_t row_stride, Address stream) {
-        syne::cross_entropy_stats(type_of(dtype), at(logits), at<int64_t>(targets), at<float>(row_max),
-                                  at<float>(row_sum), at<float>(target_logit), rows, valid_columns, row_stride,
-                                  queue(stream));
-      },
-      release());
-  m.def(
-      "cross_entropy_gradient",
-      [](int dtype, Address logits, Address targets, Address row_max, Address row_sum, Address row_scale, int64_t rows,
-         int64_t columns, int64_t valid_columns, int64_t row_stride, Address stream) {
-        syne::cross_entropy_gradient(type_of(dtype), at(logits), at<int64_t>(targets), at<float>(row_max),
-                                     at<float>(row_sum), at<float>(row_scale), rows, columns, valid_columns,
-                                     row_stride, queue(stream));
+      "cross_entropy",
+      [](int dtype, Address logits, int pass, Address targets, Address scale, Address row_max, Address row_sum,
+         Address target_logit, int64_t rows, int64_t columns, int64_t valid_columns, int64_t row_stride,
+         Address stream) {
+        syne::cross_entropy(type_of(dtype), at(logits), static_cast<syne::CrossEntropyPass>(pass), rows,
+                            {at<int64_t>(targets), at<float>(scale), at<float>(row_max), at<float>(row_sum),
+                             at<float>(target_logit), columns, valid_columns, row_stride},
+                            queue(stream));
       },
       release());
   m.def(

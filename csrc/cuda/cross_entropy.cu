@@ -29,11 +29,10 @@ __device__ __forceinline__ Softmax warp_merge(Softmax value) {
 }
 
 template <typename T, int N>
-__global__ void stats_kernel(const T* logits, const int64_t* targets, float* row_max, float* row_sum,
-                             float* target_logit, int64_t columns, int64_t stride) {
+__global__ void stats_kernel(const T* logits, CrossEntropyRows rows) {
   __shared__ Softmax shared[kThreads / kWarp];
-  int64_t row = blockIdx.x;
-  const T* values = logits + row * stride;
+  int64_t row = blockIdx.x, columns = rows.valid;
+  const T* values = logits + row * rows.stride;
   Softmax own{-INFINITY, 0.0f};
   int64_t whole = columns / N * N;
   for (int64_t column = threadIdx.x * N; column < whole; column += kThreads * N) {
@@ -56,20 +55,18 @@ __global__ void stats_kernel(const T* logits, const int64_t* targets, float* row
   if (warp != 0) return;
   own = warp_merge(lane < kThreads / kWarp ? shared[lane] : Softmax{-INFINITY, 0.0f});
   if (lane == 0) {
-    int64_t target = targets[row];
-    row_max[row] = own.maximum;
-    row_sum[row] = own.sum;
-    target_logit[row] = target >= 0 && target < columns ? to_float(values[target]) : 0.0f;
+    int64_t target = rows.targets[row];
+    rows.max[row] = own.maximum;
+    rows.sum[row] = own.sum;
+    rows.target_logit[row] = target >= 0 && target < columns ? to_float(values[target]) : 0.0f;
   }
 }
 
 template <typename T, int N>
-__global__ void gradient_kernel(T* logits, const int64_t* targets, const float* row_max, const float* row_sum,
-                                const float* row_scale, int64_t columns, int64_t valid, int64_t stride) {
-  int64_t row = blockIdx.x;
-  T* values = logits + row * stride;
-  float scale = row_scale[row], maximum = row_max[row], factor = scale / row_sum[row];
-  int64_t target = targets[row];
+__global__ void gradient_kernel(T* logits, CrossEntropyRows rows) {
+  int64_t row = blockIdx.x, columns = rows.columns, valid = rows.valid, target = rows.targets[row];
+  T* values = logits + row * rows.stride;
+  float scale = rows.scale[row], maximum = rows.max[row], factor = scale / rows.sum[row];
   int64_t whole = columns / N * N;
   auto gradient = [&](float value, int64_t column) {
     // A masked row has gradient zero, also where its logits are not finite.
@@ -86,52 +83,30 @@ __global__ void gradient_kernel(T* logits, const int64_t* targets, const float* 
     values[column] = from_float<T>(gradient(to_float(values[column]), column));
 }
 
+template <typename T, int N>
+void run(void* logits, CrossEntropyPass pass, int64_t count, const CrossEntropyRows& rows, cudaStream_t stream) {
+  auto blocks = static_cast<unsigned>(count);
+  T* values = static_cast<T*>(logits);
+  // Two passes also for both: a row is larger than what a block can keep.
+  if (pass != kGradient) stats_kernel<T, N><<<blocks, kThreads, 0, stream>>>(values, rows);
+  if (pass != kStats) gradient_kernel<T, N><<<blocks, kThreads, 0, stream>>>(values, rows);
+  check(cudaGetLastError(), "cross_entropy");
+}
+
 template <typename T>
 bool wide(const void* logits, int64_t stride) {
   return aligned(logits) && stride % kWide<T> == 0;
 }
 
-template <typename T, int N>
-void run_stats(const void* logits, const int64_t* targets, float* row_max, float* row_sum, float* target_logit,
-               int64_t rows, int64_t columns, int64_t stride, cudaStream_t stream) {
-  stats_kernel<T, N><<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(
-      static_cast<const T*>(logits), targets, row_max, row_sum, target_logit, columns, stride);
-  check(cudaGetLastError(), "cross_entropy_stats");
-}
-
-template <typename T, int N>
-void run_gradient(void* logits, const int64_t* targets, const float* row_max, const float* row_sum,
-                  const float* row_scale, int64_t rows, int64_t columns, int64_t valid, int64_t stride,
-                  cudaStream_t stream) {
-  gradient_kernel<T, N><<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(
-      static_cast<T*>(logits), targets, row_max, row_sum, row_scale, columns, valid, stride);
-  check(cudaGetLastError(), "cross_entropy_gradient");
-}
-
 }  // namespace
 
-void cross_entropy_stats(DType dtype, const void* logits, const int64_t* targets, float* row_max, float* row_sum,
-                         float* target_logit, int64_t rows, int64_t valid_columns, int64_t row_stride,
-                         cudaStream_t stream) {
-  if (rows == 0) return;
+void cross_entropy(DType dtype, void* logits, CrossEntropyPass pass, int64_t count, const CrossEntropyRows& rows,
+                   cudaStream_t stream) {
+  if (count == 0) return;
   if (dtype == kFloat32)
-    (wide<float>(logits, row_stride) ? run_stats<float, kWide<float>> : run_stats<float, 1>)(
-        logits, targets, row_max, row_sum, target_logit, rows, valid_columns, row_stride, stream);
+    (wide<float>(logits, rows.stride) ? run<float, kWide<float>> : run<float, 1>)(logits, pass, count, rows, stream);
   else
-    (wide<bf16>(logits, row_stride) ? run_stats<bf16, kWide<bf16>> : run_stats<bf16, 1>)(
-        logits, targets, row_max, row_sum, target_logit, rows, valid_columns, row_stride, stream);
-}
-
-void cross_entropy_gradient(DType dtype, void* logits, const int64_t* targets, const float* row_max,
-                            const float* row_sum, const float* row_scale, int64_t rows, int64_t columns,
-                            int64_t valid_columns, int64_t row_stride, cudaStream_t stream) {
-  if (rows == 0) return;
-  if (dtype == kFloat32)
-    (wide<float>(logits, row_stride) ? run_gradient<float, kWide<float>> : run_gradient<float, 1>)(
-        logits, targets, row_max, row_sum, row_scale, rows, columns, valid_columns, row_stride, stream);
-  else
-    (wide<bf16>(logits, row_stride) ? run_gradient<bf16, kWide<bf16>> : run_gradient<bf16, 1>)(
-        logits, targets, row_max, row_sum, row_scale, rows, columns, valid_columns, row_stride, stream);
+    (wide<bf16>(logits, rows.stride) ? run<bf16, kWide<bf16>> : run<bf16, 1>)(logits, pass, count, rows, stream);
 }
 
 }  // namespace syne

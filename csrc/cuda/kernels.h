@@ -25,12 +25,17 @@ void swiglu_forward(DType dtype, const void* x, void* y, int64_t rows, int64_t w
 void swiglu_backward(DType dtype, const void* dy, const void* x, void* dx, int64_t rows, int64_t width,
                      cudaStream_t stream);
 
-void cross_entropy_stats(DType dtype, const void* logits, const int64_t* targets, float* row_max, float* row_sum,
-                         float* target_logit, int64_t rows, int64_t valid_columns, int64_t row_stride,
-                         cudaStream_t stream);
-void cross_entropy_gradient(DType dtype, void* logits, const int64_t* targets, const float* row_max,
-                            const float* row_sum, const float* row_scale, int64_t rows, int64_t columns,
-                            int64_t valid_columns, int64_t row_stride, cudaStream_t stream);
+struct CrossEntropyRows {
+  const int64_t* targets;
+  const float* scale;
+  float *max, *sum, *target_logit;
+  int64_t columns, valid, stride;
+};
+
+enum CrossEntropyPass : int { kStats = 0, kGradient = 1, kBoth = 2 };
+
+void cross_entropy(DType dtype, void* logits, CrossEntropyPass pass, int64_t count, const CrossEntropyRows& rows,
+                   cudaStream_t stream);
 
 void accumulate(DType dtype, float* target, const void* addend, int64_t count, const float* scale,
                 cudaStream_t stream);

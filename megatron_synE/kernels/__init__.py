@@ -1,14 +1,14 @@
 """Training kernels: one public signature per op; `reference` is the oracle, `selection` says what runs and why."""
 
 from megatron_synE.kernels.adamw import adamw_, l2_norm, scale_, sum_of_squares
-from megatron_synE.kernels.attention import Span, causal_attention
+from megatron_synE.kernels.attention import Span, causal_attention, packed_self_attention
 from megatron_synE.kernels.fused_adamw import FusedAdamW
 from megatron_synE.kernels.host_memory import return_large_buffers
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
 from megatron_synE.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_synE.kernels.rope import rope_
 from megatron_synE.kernels.selection import Choice, choice, override
-from megatron_synE.kernels.swiglu import swiglu
+from megatron_synE.kernels.swiglu import drop_until_backward, swiglu
 from megatron_synE.kernels.weight_gradient import (
     add_to_main_grad,
     placeholder_gradient,
@@ -24,9 +24,11 @@ __all__ = [
     "add_to_main_grad",
     "causal_attention",
     "choice",
+    "drop_until_backward",
     "l2_norm",
     "linear_cross_entropy",
     "override",
+    "packed_self_attention",
     "placeholder_gradient",
     "return_large_buffers",
     "rms_norm",

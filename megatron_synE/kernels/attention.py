@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from megatron_synE.kernels.blocked_attention import blocked_causal_attention
+from megatron_synE.kernels.blocked_attention import blocked_causal_attention, packed_causal_attention
 from megatron_synE.kernels.selection import is_compiled
 
 
@@ -42,12 +42,11 @@ def causal_attention(
             f"query must be [S, B, G, R, D] and key, value [T, B, G, D], got {tuple(query_SBGRD.shape)}, "
             f"{tuple(key_TBGD.shape)}, {tuple(value_TBGD.shape)}"
         )
-    if spans is None:
-        return _one_span(query_SBGRD, key_TBGD, value_TBGD, scale)
-    assert spans and spans[0].query_begin == 0 and spans[-1].query_end == query_SBGRD.shape[0]
-    assert all(a.query_end == b.query_begin for a, b in pairwise(spans))
+    spans = _checked(spans, query_SBGRD.shape[0], key_TBGD.shape[0])
+    if is_compiled("causal_attention", query_SBGRD, key_TBGD, value_TBGD):
+        return blocked_causal_attention(query_SBGRD, key_TBGD, value_TBGD, scale, _flat(spans))[0]
     outputs = [
-        _one_span(
+        _torch_attention(
             query_SBGRD[span.query_begin : span.query_end],
             key_TBGD[span.key_begin : span.key_end],
             value_TBGD[span.key_begin : span.key_end],
@@ -58,11 +57,27 @@ def causal_attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _one_span(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    assert query.shape[0] <= key.shape[0], "causal attention with more queries than keys"
-    if is_compiled("causal_attention", query, key, value):
-        return blocked_causal_attention(query, key, value, scale)[0]
-    return _torch_attention(query, key, value, scale)
+def packed_self_attention(packed_SBGJD: torch.Tensor, scale: float, spans: list[Span] | None = None) -> torch.Tensor:
+    """`causal_attention` of a packed projection: the J heads of a group are R queries, one key, one value."""
+    if packed_SBGJD.dim() != 5 or packed_SBGJD.shape[3] < 3:
+        raise ValueError(f"packed must be [S, B, G, R + 2, D], got {tuple(packed_SBGJD.shape)}")
+    if is_compiled("causal_attention", packed_SBGJD):
+        spans = _checked(spans, packed_SBGJD.shape[0], packed_SBGJD.shape[0])
+        return packed_causal_attention(packed_SBGJD, scale, _flat(spans))[0]
+    query, key_value = packed_SBGJD.split((packed_SBGJD.shape[3] - 2, 2), dim=3)
+    return causal_attention(query, *key_value.unbind(3), scale, spans)
+
+
+def _checked(spans: list[Span] | None, queries: int, keys: int) -> list[Span]:
+    spans = [Span(0, queries, 0, keys)] if spans is None else spans
+    assert spans and spans[0].query_begin == 0 and spans[-1].query_end == queries
+    assert all(a.query_end == b.query_begin for a, b in pairwise(spans))
+    assert all(s.query_end - s.query_begin <= s.key_end - s.key_begin for s in spans), "more queries than keys"
+    return spans
+
+
+def _flat(spans: list[Span]) -> list[int]:
+    return [number for span in spans for number in span]
 
 
 def _torch_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:

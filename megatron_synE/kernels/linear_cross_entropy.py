@@ -9,6 +9,7 @@ Legend: N tokens, C tokens of a chunk, H hidden, V vocabulary rows of this shard
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -21,6 +22,14 @@ from megatron_synE.kernels.weight_gradient import accumulate_, holder_of_main_gr
 
 # Bytes of one chunk's logits: large enough for efficient products, small enough to stay near the cores' caches.
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+
+
+class _Pass(IntEnum):
+    """What the kernel does; csrc/cpu/kernels.h has the same numbers."""
+
+    STATS = 0
+    GRADIENT = 1
+    BOTH = 2
 
 
 def linear_cross_entropy(
@@ -121,13 +130,11 @@ def _all_chunks(
     for begin in range(0, tokens, chunk_tokens):
         chunk = slice(begin, min(begin + chunk_tokens, tokens))
         logits = torch.mm(hidden[chunk], weight.t(), out=workspace[: chunk.stop - chunk.start])
-        mask = loss_mask_N[chunk]
-        maximum, total, target = _statistics(logits, labels[chunk], valid, group)
-        loss = total.log() + maximum - target
-        token_loss[chunk] = torch.where(mask != 0, loss, 0.0)
+        mask = loss_mask_N[chunk].contiguous()
+        maximum, total, target = _softmax(logits, labels[chunk], mask, valid, group, dweight_VH is not None)
+        token_loss[chunk] = torch.where(mask != 0, total.log() + maximum - target, 0.0)
         if dweight_VH is None:
             continue
-        _gradient_in_place(logits, labels[chunk], maximum, total, mask, valid)
         torch.mm(logits, weight, out=dhidden[chunk])
         if dweight_VH.dtype == torch.float32:
             accumulate_(dweight_VH, hidden[chunk], logits)
@@ -142,35 +149,38 @@ def _group_named(name: str) -> dist.ProcessGroup:
     return resolve(name)
 
 
-def _statistics(
-    logits: torch.Tensor, targets: torch.Tensor, valid: int, group: dist.ProcessGroup | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Maximum, sum of exp(logit - maximum) and target logit of each row, over all shards of the vocabulary."""
-    rows = logits.shape[0]
-    maximum, total, target = torch.empty(3, rows, dtype=torch.float32, device=logits.device).unbind(0)
-    pointers = tuple(map(address, (logits, targets, maximum, total, target)))
-    launch("cross_entropy_stats", logits.device, code(logits), *pointers, rows, valid, logits.stride(0))
-    if group is not None:
-        global_maximum = maximum.clone()
-        dist.all_reduce(global_maximum, op=dist.ReduceOp.MAX, group=group)
-        sums = torch.stack((total * (maximum - global_maximum).exp(), target))
-        dist.all_reduce(sums, group=group)
-        maximum, total, target = global_maximum, sums[0], sums[1]
-    return maximum, total, target
-
-
-def _gradient_in_place(
+def _softmax(
     logits: torch.Tensor,
     targets: torch.Tensor,
-    maximum: torch.Tensor,
-    total: torch.Tensor,
-    mask: torch.Tensor,
+    scale: torch.Tensor,
     valid: int,
-) -> None:
-    """logits -> (softmax - onehot) * mask."""
-    pointers = tuple(map(address, (logits, targets, maximum, total, mask)))
-    rows, columns = logits.shape
-    launch("cross_entropy_gradient", logits.device, code(logits), *pointers, rows, columns, valid, logits.stride(0))
+    group: dist.ProcessGroup | None,
+    gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Maximum, sum of exp(logit - maximum) and target logit of each row, over all shards of the vocabulary.
+
+    With `gradient`, (softmax - onehot) * scale replaces the logits.
+    """
+    rows = logits.shape[0]
+    maximum, total, target = torch.empty(3, rows, dtype=torch.float32, device=logits.device).unbind(0)
+
+    def run(what: _Pass) -> None:
+        pointers = tuple(map(address, (targets, scale, maximum, total, target)))
+        sizes = (rows, logits.shape[1], valid, logits.stride(0))
+        launch("cross_entropy", logits.device, code(logits), address(logits), what, *pointers, *sizes)
+
+    if group is None:
+        run(_Pass.BOTH if gradient else _Pass.STATS)
+        return maximum, total, target
+    run(_Pass.STATS)
+    global_maximum = maximum.clone()
+    dist.all_reduce(global_maximum, op=dist.ReduceOp.MAX, group=group)
+    sums = torch.stack((total * (maximum - global_maximum).exp(), target))
+    dist.all_reduce(sums, group=group)
+    maximum, total, target = global_maximum, sums[0], sums[1]
+    if gradient:
+        run(_Pass.GRADIENT)
+    return maximum, total, target
 
 
 @_linear_cross_entropy.register_fake

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -21,7 +20,15 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_synE.kernels import add_rms_norm, causal_attention, rms_norm, rope_, swiglu
+from megatron_synE.kernels import (
+    add_rms_norm,
+    causal_attention,
+    drop_until_backward,
+    packed_self_attention,
+    rms_norm,
+    rope_,
+    swiglu,
+)
 from megatron_synE.model.norm import RMSNorm
 from megatron_synE.model.sequence_layout import gather_sequence, sequence_layout
 
@@ -74,9 +81,14 @@ class FusedSelfAttention(SelfAttention):
         layout = sequence_layout(rotary_pos_emb, packed_seq_params, seq_length, batch, cp_group)
         heads = (seq_length * batch, groups, repeats + 2, dim)
         rotated = rope_(projected, layout.cos_PD, layout.sin_PD, layout.positions_N, repeats + 1, heads)
-        query, key_value = rotated.view(seq_length, batch, groups, repeats + 2, dim).split((repeats, 2), dim=3)
-        key, value = gather_sequence(key_value, cp_group).unbind(3)
-        context_SBGRD = causal_attention(query, key, value, 1 / math.sqrt(dim), layout.spans)
+        packed_SBGJD = rotated.view(seq_length, batch, groups, repeats + 2, dim)
+        scale = 1 / math.sqrt(dim)
+        if cp_group.size() == 1:
+            context_SBGRD = packed_self_attention(packed_SBGJD, scale, layout.spans)
+        else:
+            query, key_value = packed_SBGJD.split((repeats, 2), dim=3)
+            key, value = gather_sequence(key_value, cp_group).unbind(3)
+            context_SBGRD = causal_attention(query, key, value, scale, layout.spans)
         return self.linear_proj(context_SBGRD.reshape(seq_length, batch, -1))
 
 
@@ -85,13 +97,13 @@ class FusedMLP(MLP):
 
     def forward(self, hidden_SBH: torch.Tensor, **unused: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         gate_and_up, _ = self.linear_fc1(hidden_SBH)
-        if not self.training or self.config.recompute_granularity == "full":
+        if not (torch.is_grad_enabled() and gate_and_up.requires_grad):
             return self.linear_fc2(swiglu(gate_and_up))
-        # SwiGLU again in the backward pass costs one cheap pass and saves a third of the MLP's activations.
-        checkpoint = CheckpointWithoutOutput(fp8=self.config.fp8)
-        activated = checkpoint.checkpoint(swiglu, gate_and_up)
+        activated = swiglu(gate_and_up, overwrite=True)
         output, bias = self.linear_fc2(activated)
-        checkpoint.discard_output_and_register_recompute(output)
+        if self.config.recompute_granularity != "full":
+            # SwiGLU again in the backward pass costs one cheap pass and saves a third of the MLP's activations.
+            drop_until_backward(activated, gate_and_up, output)
         return output, bias
 
 

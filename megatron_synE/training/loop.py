@@ -23,7 +23,7 @@ from megatron_synE.training.faults import StopSignal
 from megatron_synE.training.metrics import MetricsWriter, ProgressLine
 from megatron_synE.training.microbatches import MicroBatch, sample_numbers_of_rank, to_microbatch
 from megatron_synE.training.schedule import LearningRateSchedule
-from megatron_synE.training.step import StepResult, train_step
+from megatron_synE.training.step import StepResult, freeze_startup_objects, train_step
 from megatron_synE.training.throughput import Throughput
 
 
@@ -70,6 +70,7 @@ class TrainingLoop:
         self.stop_signal.install()
         training, checkpoint = self.run.job.training, self.run.job.checkpoint
         step, stopped = self.run.first_step, False
+        freeze_startup_objects()
         while step < self.run.last_step and not stopped:
             self._adjust(step)
             result, seconds = self._step(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,16 @@ class StepResult:
     """Learning rate of the update."""
     updated: bool
     """False when the gradient was not finite and the update was left out."""
+
+
+def freeze_startup_objects() -> None:
+    """Leave all objects that exist now out of Python's garbage collections, for the life of the process.
+
+    Called once, before the first step. A full collection otherwise walks every object that the imports and the setup
+    made, again and again, in the middle of a step: 3 to 4 % of a short step.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def train_step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_synE.kernels import Span, causal_attention, override, reference
+from megatron_synE.kernels import Span, causal_attention, override, packed_self_attention, reference
 from tests.kernels.oracle import check, devices
 
 pytestmark = pytest.mark.skipif(not devices(), reason="no compiled kernels were built")
@@ -73,6 +73,50 @@ def test_strided_views_of_a_packed_projection(device):
     assert torch.equal(causal_attention(query, key, value, 0.3), expected)
 
 
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_projection_against_reference(dtype, device, monkeypatch):
+    """The same result and gradient as of the parts, for one span and for documents; a few heads at a time too."""
+
+    def of_parts(packed, spans):
+        query, key, value = packed[..., :-2, :], packed[..., -2, :], packed[..., -1, :]
+        return torch.cat([oracle(query[a:b], key[c:d], value[c:d]) for a, b, c, d in spans])
+
+    def eager_of_parts(packed, spans):
+        query, key, value = packed[..., :-2, :], packed[..., -2, :], packed[..., -1, :]
+        return torch.cat([eager(query[a:b], key[c:d], value[c:d]) for a, b, c, d in spans])
+
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.randn(21, 2, 3, 4, 8, generator=generator)
+    monkeypatch.setattr("megatron_synE.kernels.blocked_attention.BLOCK_QUERIES", 6)
+    for block_bytes in (1, 4 * 2**20):
+        monkeypatch.setattr("megatron_synE.kernels.blocked_attention.BLOCK_BYTES", block_bytes)
+        for spans in ([Span(0, 21, 0, 21)], [Span(0, 13, 0, 13), Span(13, 14, 13, 14), Span(14, 21, 14, 21)]):
+            check(
+                lambda x, spans=spans: packed_self_attention(x, 0.3, spans),
+                lambda x, spans=spans: of_parts(x, spans),
+                [packed],
+                dtype,
+                device,
+                lambda x, spans=spans: eager_of_parts(x, spans),
+            )
+
+
+@pytest.mark.parametrize("device", devices())
+def test_spans_may_share_keys(device):
+    """As the two chunks of a context-parallel process do: the gradients of a key add up over the spans."""
+    query, key, value = (t.to(device).requires_grad_() for t in inputs(8, 16, 1, 2, 2, 8))
+    spans = [Span(0, 4, 0, 4), Span(4, 8, 0, 16)]
+    together = causal_attention(query, key, value, 0.3, spans)
+    alone = torch.cat([oracle(query[a:b], key[c:d], value[c:d]) for a, b, c, d in spans])
+    torch.testing.assert_close(together, alone)
+    grads = [torch.autograd.grad(x.square().sum(), (query, key, value)) for x in (together, alone)]
+    for ours, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_torch_library_registration():
     arguments = [t.requires_grad_() for t in inputs(5, 9, 1, 2, 2, 8)]
-    torch.library.opcheck(torch.ops.syne.causal_attention.default, (*arguments, 0.3))
+    torch.library.opcheck(torch.ops.syne.causal_attention.default, (*arguments, 0.3, [0, 5, 0, 9]))
+    packed = torch.randn(7, 1, 2, 4, 8, requires_grad=True)
+    torch.library.opcheck(torch.ops.syne.packed_causal_attention.default, (packed, 0.3, [0, 3, 0, 3, 3, 7, 3, 7]))

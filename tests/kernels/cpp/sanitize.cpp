@@ -66,16 +66,15 @@ void run_all(DType dtype, int64_t rows, int64_t width) {
   for (int64_t i = 0; i < rows; ++i) targets[static_cast<size_t>(i)] = i % (width + 2) - 1;  // also foreign ones
   std::vector<float> maximum(rstd.size()), sum(rstd.size()), target(rstd.size()), scale(rstd.size(), 1.0f);
   int64_t valid = width > 1 ? width - 1 : width;
-  cross_entropy_stats(dtype, logits.data(), targets.data(), maximum.data(), sum.data(), target.data(), rows, valid,
-                      width);
-  cross_entropy_gradient(dtype, logits.data(), targets.data(), maximum.data(), sum.data(), scale.data(), rows, width,
-                         valid, width);
+  CrossEntropyRows all{targets.data(), scale.data(),  maximum.data(), sum.data(),
+                       target.data(),  width, valid, width};
+  for (auto pass : {kStats, kGradient, kBoth}) cross_entropy(dtype, logits.data(), pass, rows, all);
   expect(finite(logits) && finite(sum), "cross_entropy");
 
   auto scores = random_values<T>(rows * width), dscores = random_values<T>(rows * width);
   int64_t queries = rows <= width ? rows : 1;
-  causal_softmax_forward(dtype, scores.data(), sum.data(), rows, width, queries, 0.3f);
-  causal_softmax_backward(dtype, scores.data(), dscores.data(), sum.data(), rows, width, queries, 0.3f);
+  causal_softmax_forward(dtype, scores.data(), sum.data(), rows, width, queries, 1, 0.3f);
+  causal_softmax_backward(dtype, scores.data(), dscores.data(), sum.data(), rows, width, queries, 1, 0.3f);
   expect(finite(scores) && finite(dscores), "causal_softmax");
 
   int64_t count = rows * width;
