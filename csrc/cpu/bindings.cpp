@@ -143,12 +143,12 @@ PYBIND11_MODULE(_kernels_cpu, m) {
       release());
   m.def(
       "adamw",
-      [](int grad_dtype, Address param, Address grad, Address exp_avg, Address exp_avg_sq, Address model_param,
-         int64_t count, float lr, float beta1, float beta2, float eps, float weight_decay, float bias_correction1,
-         float bias_correction2, float grad_scale) {
-        syne::AdamWStep step{lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale};
-        syne::adamw(type_of(grad_dtype), at<float>(param), at(grad), at<float>(exp_avg), at<float>(exp_avg_sq),
-                    at<syne::bf16>(model_param), count, step);
+      [](int grad_dtype, int exp_avg_dtype, int exp_avg_sq_dtype, Address param, Address model_param,
+         Address remainder, Address grad, Address exp_avg, Address exp_avg_sq, int64_t count, float lr, float beta1,
+         float beta2, float eps, float weight_decay, float bias_correction1, float bias_correction2, float grad_scale) {
+        syne::adamw({at<float>(param), at<syne::bf16>(model_param), at<int16_t>(remainder), at(grad), at(exp_avg),
+                     at(exp_avg_sq), type_of(grad_dtype), type_of(exp_avg_dtype), type_of(exp_avg_sq_dtype)},
+                    count, {lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale});
       },
       release());
 }

@@ -57,8 +57,17 @@ struct AdamWStep {
   float lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale;
 };
 
-// `model_param` (bf16, the copy that the forward pass reads) may be null.
-void adamw(DType grad_dtype, float* param, const void* grad, float* exp_avg, float* exp_avg_sq, bf16* model_param,
-           int64_t count, const AdamWStep& step);
+// The parameter is either fp32 `param`, with the bf16 copy that the forward pass reads in `model_param` (or null), or
+// bf16 `model_param` and what it lacks in `remainder`; then `param` is null.
+struct AdamWTensors {
+  float* param;
+  bf16* model_param;
+  int16_t* remainder;
+  const void* grad;
+  void *exp_avg, *exp_avg_sq;
+  DType grad_dtype, exp_avg_dtype, exp_avg_sq_dtype;
+};
+
+void adamw(const AdamWTensors& tensors, int64_t count, const AdamWStep& step);
 
 }  // namespace syne

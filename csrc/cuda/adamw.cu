@@ -1,6 +1,8 @@
 // Gradient norm, clipping and AdamW over flat buffers; the formulas stand in cpu/adamw.cpp.
 #include "cuda/common.cuh"
 
+#include <type_traits>
+
 namespace syne {
 namespace {
 
@@ -25,22 +27,62 @@ __global__ void scale_kernel(float* values, int64_t count, float factor) {
     values[index] *= factor;
 }
 
-template <typename T>
-__global__ void adamw_kernel(float* param, const T* grad, float* exp_avg, float* exp_avg_sq, bf16* model_param,
-                             int64_t count, AdamWStep step) {
+__device__ __forceinline__ float join(bf16 high, std::int16_t remainder) {
+  unsigned bits = static_cast<unsigned>(__bfloat16_as_ushort(high)) << 16;
+  return __uint_as_float(bits + static_cast<unsigned>(static_cast<int>(remainder)));
+}
+
+__device__ __forceinline__ void split(float value, bf16& high, std::int16_t& remainder) {
+  unsigned bits = isnan(value) ? 0x7fc00000u : __float_as_uint(value);
+  high = __ushort_as_bfloat16(static_cast<unsigned short>((bits + 0x8000u) >> 16));
+  remainder = static_cast<std::int16_t>(bits & 0xffffu);
+}
+
+// G, M and V are the types of the gradient and of the moments.
+template <bool kRemainder, typename G, typename M, typename V>
+__global__ void adamw_kernel(float* param, bf16* model_param, std::int16_t* remainder, const G* grad, M* exp_avg,
+                             V* exp_avg_sq, int64_t count, AdamWStep step) {
   float keep = 1.0f - step.lr * step.weight_decay, step_size = step.lr / step.bias_correction1;
   float inverse_root = rsqrtf(step.bias_correction2);
   int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t index = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; index < count; index += stride) {
     float g = to_float(grad[index]) * step.grad_scale;
-    float m = step.beta1 * exp_avg[index] + (1.0f - step.beta1) * g;
-    float v = step.beta2 * exp_avg_sq[index] + (1.0f - step.beta2) * g * g;
-    float p = param[index] * keep - step_size * m / (sqrtf(v) * inverse_root + step.eps);
-    exp_avg[index] = m;
-    exp_avg_sq[index] = v;
-    param[index] = p;
-    if (model_param) model_param[index] = from_float<bf16>(p);
+    float m = step.beta1 * to_float(exp_avg[index]) + (1.0f - step.beta1) * g;
+    float v = step.beta2 * to_float(exp_avg_sq[index]) + (1.0f - step.beta2) * g * g;
+    float p = kRemainder ? join(model_param[index], remainder[index]) : param[index];
+    p = p * keep - step_size * m / (sqrtf(v) * inverse_root + step.eps);
+    exp_avg[index] = from_float<M>(m);
+    exp_avg_sq[index] = from_float<V>(v);
+    if (kRemainder) {
+      split(p, model_param[index], remainder[index]);
+    } else {
+      param[index] = p;
+      if (model_param) model_param[index] = from_float<bf16>(p);
+    }
   }
+}
+
+// Calls `body` with a null pointer of the element type.
+template <typename Body>
+void with_type(DType dtype, const Body& body) {
+  if (dtype == kFloat32)
+    body(static_cast<float*>(nullptr));
+  else
+    body(static_cast<bf16*>(nullptr));
+}
+
+template <bool kRemainder>
+void run_adamw(const AdamWTensors& t, int64_t count, const AdamWStep& step, cudaStream_t stream) {
+  with_type(t.grad_dtype, [&](auto* g) {
+    with_type(t.exp_avg_dtype, [&](auto* m) {
+      with_type(t.exp_avg_sq_dtype, [&](auto* v) {
+        adamw_kernel<kRemainder><<<grid_for(count, kThreads), kThreads, 0, stream>>>(
+            t.param, static_cast<bf16*>(t.model_param), t.remainder,
+            static_cast<const std::remove_pointer_t<decltype(g)>*>(t.grad),
+            static_cast<decltype(m)>(t.exp_avg), static_cast<decltype(v)>(t.exp_avg_sq), count, step);
+      });
+    });
+  });
 }
 
 }  // namespace
@@ -60,17 +102,9 @@ void scale_in_place(float* values, int64_t count, float factor, cudaStream_t str
   check(cudaGetLastError(), "scale_in_place");
 }
 
-void adamw(DType grad_dtype, float* param, const void* grad, float* exp_avg, float* exp_avg_sq, void* model_param,
-           int64_t count, const AdamWStep& step, cudaStream_t stream) {
+void adamw(const AdamWTensors& tensors, int64_t count, const AdamWStep& step, cudaStream_t stream) {
   if (count == 0) return;
-  int blocks = grid_for(count, kThreads);
-  auto copy = static_cast<bf16*>(model_param);
-  if (grad_dtype == kFloat32)
-    adamw_kernel<<<blocks, kThreads, 0, stream>>>(param, static_cast<const float*>(grad), exp_avg, exp_avg_sq, copy,
-                                                  count, step);
-  else
-    adamw_kernel<<<blocks, kThreads, 0, stream>>>(param, static_cast<const bf16*>(grad), exp_avg, exp_avg_sq, copy,
-                                                  count, step);
+  (tensors.remainder ? run_adamw<true> : run_adamw<false>)(tensors, count, step, stream);
   check(cudaGetLastError(), "adamw");
 }
 

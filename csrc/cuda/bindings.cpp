@@ -94,12 +94,14 @@ PYBIND11_MODULE(_kernels_cuda, m) {
       release());
   m.def(
       "adamw",
-      [](int grad_dtype, Address param, Address grad, Address exp_avg, Address exp_avg_sq, Address model_param,
-         int64_t count, float lr, float beta1, float beta2, float eps, float weight_decay, float bias_correction1,
-         float bias_correction2, float grad_scale, Address stream) {
-        syne::AdamWStep step{lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale};
-        syne::adamw(type_of(grad_dtype), at<float>(param), at(grad), at<float>(exp_avg), at<float>(exp_avg_sq),
-                    at(model_param), count, step, queue(stream));
+      [](int grad_dtype, int exp_avg_dtype, int exp_avg_sq_dtype, Address param, Address model_param,
+         Address remainder, Address grad, Address exp_avg, Address exp_avg_sq, int64_t count, float lr, float beta1,
+         float beta2, float eps, float weight_decay, float bias_correction1, float bias_correction2, float grad_scale,
+         Address stream) {
+        syne::adamw({at<float>(param), at(model_param), at<std::int16_t>(remainder), at(grad), at(exp_avg),
+                     at(exp_avg_sq), type_of(grad_dtype), type_of(exp_avg_dtype), type_of(exp_avg_sq_dtype)},
+                    count, {lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale},
+                    queue(stream));
       },
       release());
 }

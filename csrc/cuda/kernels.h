@@ -48,8 +48,16 @@ struct AdamWStep {
   float lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale;
 };
 
-// `model_param` (bf16) may be null.
-void adamw(DType grad_dtype, float* param, const void* grad, float* exp_avg, float* exp_avg_sq, void* model_param,
-           int64_t count, const AdamWStep& step, cudaStream_t stream);
+// As in cpu/kernels.h; `model_param` is bf16.
+struct AdamWTensors {
+  float* param;
+  void* model_param;
+  std::int16_t* remainder;
+  const void* grad;
+  void *exp_avg, *exp_avg_sq;
+  DType grad_dtype, exp_avg_dtype, exp_avg_sq_dtype;
+};
+
+void adamw(const AdamWTensors& tensors, int64_t count, const AdamWStep& step, cudaStream_t stream);
 
 }  // namespace syne

@@ -176,6 +176,7 @@ def load_checkpoint(
     _check_architecture(directory, state["architecture"], architecture, sizes_only=not with_optimizer)
     same_layout = state["layout"] == _layout()
 
+    _finish_param_gather(model_chunks)  # or one that is under way would bring old weights back
     wanted = _model_state(model_chunks)
     if with_optimizer:
         optimizer_state.allocate_state(optimizer)

@@ -49,6 +49,21 @@ class JobConfig:
             found += self._batch_problems(world_size)
         if self.precision.fp8 != "none" and self.model.transformer_impl != "transformer_engine":
             found.append("precision.fp8: needs model.transformer_impl transformer_engine")
+        return found + self._optimizer_problems()
+
+    def _optimizer_problems(self) -> list[str]:
+        if not self.optimizer.use_precision_aware_optimizer:
+            return []
+        found = []
+        if not self.parallel.use_distributed_optimizer:
+            found.append(
+                "optimizer.use_precision_aware_optimizer: needs parallel.use_distributed_optimizer; turn that on, or "
+                "this off"
+            )
+        if self.precision.dtype != "bf16":
+            found.append(
+                "optimizer.use_precision_aware_optimizer: needs precision.dtype bf16; set that, or turn this off"
+            )
         return found
 
     def _model_problems(self, base: LlamaArchitecture | None) -> list[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+LARGEST_BF16_BETA = 0.99
+"""bf16 has 8 significant bits: rounding takes a change of less than 2^-9 to 2^-8 of the value back."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -22,6 +25,14 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    use_precision_aware_optimizer: bool = False
+    """Let the optimizer keep its state in less memory (Megatron's name); needs the distributed optimizer and bf16."""
+    exp_avg_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Format in which the precision-aware optimizer stores the first moment."""
+    exp_avg_sq_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Format in which the precision-aware optimizer stores the second moment."""
+    store_param_remainders: bool = True
+    """Precision-aware optimizer: 16 bits beside each bf16 weight, which are exact together, for an fp32 main value."""
 
     def problems(self) -> list[str]:
         """Values outside their range."""
@@ -36,6 +47,25 @@ class OptimizerConfig:
                 found.append(f"optimizer.{name}: {getattr(self, name)} is negative; use 0 to turn it off")
         if self.adam_eps <= 0:
             found.append(f"optimizer.adam_eps: {self.adam_eps} is not positive; use 1e-8")
+        return found + self._moment_problems()
+
+    def _moment_problems(self) -> list[str]:
+        found = []
+        for moment, beta_name in (("exp_avg", "adam_beta1"), ("exp_avg_sq", "adam_beta2")):
+            beta = getattr(self, beta_name)
+            if getattr(self, f"{moment}_dtype") == "fp32":
+                continue
+            if not self.use_precision_aware_optimizer:
+                found.append(
+                    f"optimizer.{moment}_dtype: only the precision-aware optimizer stores bf16; set "
+                    "optimizer.use_precision_aware_optimizer, or use fp32"
+                )
+            if LARGEST_BF16_BETA < beta < 1:
+                found.append(
+                    f"optimizer.{moment}_dtype: bf16 rounds off changes below 1/256, and optimizer.{beta_name} {beta} "
+                    f"decays by {1 - beta:.2g} a step: the moment would stop moving; use fp32, or a beta of "
+                    f"{LARGEST_BF16_BETA} or less"
+                )
         return found
 
 

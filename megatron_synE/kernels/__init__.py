@@ -5,6 +5,7 @@ from megatron_synE.kernels.attention import Span, causal_attention, packed_self_
 from megatron_synE.kernels.fused_adamw import FusedAdamW
 from megatron_synE.kernels.host_memory import return_large_buffers
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
+from megatron_synE.kernels.precision_aware_adamw import PrecisionAwareAdamW
 from megatron_synE.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_synE.kernels.rope import rope_
 from megatron_synE.kernels.selection import Choice, choice, override
@@ -18,6 +19,7 @@ from megatron_synE.kernels.weight_gradient import (
 __all__ = [
     "Choice",
     "FusedAdamW",
+    "PrecisionAwareAdamW",
     "Span",
     "adamw_",
     "add_rms_norm",

@@ -49,26 +49,34 @@ def adamw_(
     step: int,
     grad_scale: float = 1.0,
     model_param: torch.Tensor | None = None,
+    remainder: torch.Tensor | None = None,
 ) -> None:
     """One AdamW step in place (arXiv 1711.05101, bias-corrected as torch.optim.AdamW).
 
-    param, exp_avg and exp_avg_sq are fp32; grad fp32 or bf16, multiplied by `grad_scale` (clipping) on the fly;
-    `model_param` (bf16) receives the rounded parameter. `step` counts from 1. Shapes agree; all contiguous.
+    `param` is fp32, and `model_param` (bf16), if given, receives the rounded parameter. Or `param` is bf16, and
+    `remainder` (int16) is what it lacks of fp32: see `reference.split_fp32`. Gradient and moments are each fp32 or
+    bf16; arithmetic is fp32, and moments are rounded to the nearest, halves to even. The gradient is multiplied by
+    `grad_scale` (clipping) on the fly. `step` counts from 1. Shapes agree; all contiguous.
     """
     tensors = [param, grad, exp_avg, exp_avg_sq] + ([] if model_param is None else [model_param])
-    if any(t.shape != param.shape for t in tensors):
+    if any(t.shape != param.shape for t in tensors) or (remainder is not None and remainder.shape != param.shape):
         raise ValueError(f"adamw_ needs tensors of one shape, got {[tuple(t.shape) for t in tensors]}")
     if step < 1:
         raise ValueError(f"step counts from 1, got {step}")
-    fits = all(t.is_contiguous() for t in tensors) and all(t.dtype == torch.float32 for t in (param, *tensors[2:4]))
-    fits = fits and (model_param is None or model_param.dtype == torch.bfloat16)
-    if not fits or not is_compiled("adamw", *tensors):
+    if remainder is not None:
+        if (param.dtype, remainder.dtype) != (torch.bfloat16, torch.int16) or model_param is not None:
+            raise ValueError("adamw_ takes an int16 remainder with a bf16 parameter, which is itself the model's")
+        fits = remainder.is_contiguous() and remainder.device == param.device
+    else:
+        fits = param.dtype == torch.float32 and (model_param is None or model_param.dtype == torch.bfloat16)
+    if not fits or not all(t.is_contiguous() for t in tensors) or not is_compiled("adamw", *tensors):
         reference.adamw(
             param,
             grad,
             exp_avg,
             exp_avg_sq,
             model_param,
+            remainder,
             lr=lr,
             beta1=betas[0],
             beta2=betas[1],
@@ -78,7 +86,9 @@ def adamw_(
             grad_scale=grad_scale,
         )
         return
-    pointers = tuple(map(address, (param, grad, exp_avg, exp_avg_sq, model_param)))
+    main, model = (param, model_param) if remainder is None else (None, param)
+    codes = tuple(map(code, (grad, exp_avg, exp_avg_sq)))
+    pointers = tuple(map(address, (main, model, remainder, grad, exp_avg, exp_avg_sq)))
     corrections = (1 - betas[0] ** step, 1 - betas[1] ** step)
     hyper = (lr, *betas, eps, weight_decay, *corrections, grad_scale)
-    launch("adamw", param.device, code(grad), *pointers, param.numel(), *hyper)
+    launch("adamw", param.device, *codes, *pointers, param.numel(), *hyper)

@@ -65,7 +65,8 @@ def packed_self_attention(packed_SBGJD: torch.Tensor, scale: float, spans: list[
         spans = _checked(spans, packed_SBGJD.shape[0], packed_SBGJD.shape[0])
         return packed_causal_attention(packed_SBGJD, scale, _flat(spans))[0]
     query, key_value = packed_SBGJD.split((packed_SBGJD.shape[3] - 2, 2), dim=3)
-    return causal_attention(query, *key_value.unbind(3), scale, spans)
+    key, value = key_value.unbind(3)
+    return causal_attention(query, key, value, scale, spans)
 
 
 def _checked(spans: list[Span] | None, queries: int, keys: int) -> list[Span]:

@@ -12,6 +12,9 @@ from megatron_synE.kernels.adamw import adamw_
 class FusedAdamW(torch.optim.AdamW):
     """AdamW by `adamw_`. An instance of torch.optim.AdamW becomes one by `adopt`, keeping its state."""
 
+    grad_scale: float = 1.0
+    """Factor on every gradient of the next step, for clipping without a pass over the gradients."""
+
     @classmethod
     def adopt(cls, optimizer: torch.optim.AdamW) -> None:
         """Give an existing optimizer our step; megatron-core builds torch's class itself."""
@@ -49,4 +52,5 @@ class FusedAdamW(torch.optim.AdamW):
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             step=int(state["step"]),
+            grad_scale=self.grad_scale,
         )

@@ -52,8 +52,8 @@ def linear_cross_entropy(
         loss_mask_N: weight of each token in the sum; where 0, the token adds nothing to loss or gradient.
         vocab_size: rows of the whole vocabulary that exist; later ones are padding and get no probability.
         group: tensor-parallel group over which the vocabulary is split, in rank order.
-        accumulate_into_main_grad: add the weight's gradient to `weight.main_grad` (fp32), as megatron-core's
-            gradient_accumulation_fusion does, and hand autograd a placeholder. The loss must then be
+        accumulate_into_main_grad: add the weight's gradient to `weight.main_grad` where that is fp32, as
+            megatron-core's gradient_accumulation_fusion does, and hand autograd a placeholder. The loss must then be
             back-propagated once, with gradient 1 (a sum of losses, without loss scaling); another gradient raises.
         chunk_tokens: tokens whose logits exist at a time; by default from CHUNK_BYTES.
 
@@ -80,7 +80,8 @@ def linear_cross_entropy(
     wants_gradient = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
     group_name = "" if group is None else group.group_name
     arguments = (labels_N, loss_mask_N.float(), vocab_size, group_name, chunk_tokens)
-    if accumulate_into_main_grad and wants_gradient and hasattr(weight_VH, "main_grad"):
+    main_grad = getattr(weight_VH, "main_grad", None)
+    if accumulate_into_main_grad and wants_gradient and main_grad is not None and main_grad.dtype == torch.float32:
         return _IntoMainGrad.apply(hidden_NH, weight_VH, *arguments)
     loss, token_loss, _, _ = _linear_cross_entropy(hidden_NH, weight_VH, *arguments, wants_gradient)
     return loss, token_loss
@@ -213,8 +214,7 @@ class _IntoMainGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_NH, weight_VH, labels_N, loss_mask_N, vocab_size, group_name, chunk_tokens):
         main_grad = holder_of_main_grad(weight_VH).main_grad
-        if main_grad.dtype != torch.float32 or not main_grad.is_contiguous():
-            raise ValueError("linear_cross_entropy needs a contiguous fp32 main_grad to accumulate into")
+        assert main_grad.is_contiguous(), "a view of megatron-core's flat gradient buffer"
         arguments = (labels_N, loss_mask_N, vocab_size, group_name, chunk_tokens)
         token_loss, dhidden = _all_chunks(hidden_NH, weight_VH, *arguments, main_grad)
         ctx.save_for_backward(weight_VH, dhidden)

@@ -118,12 +118,29 @@ def sum_of_squares(values: torch.Tensor) -> float:
     return float(_wide(values).square().sum(dtype=torch.float64))
 
 
+def split_fp32(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp32 values as bf16, rounded half up, and the int16 difference of their bits, taken as 32-bit integers.
+
+    The pair is exact: half up makes every difference fit 16 bits, half to even would not. The largest finite values
+    have an infinite bf16 half. A NaN becomes the quiet one, for rounded it could look finite.
+    """
+    bits = torch.where(values.isnan(), 0x7FC00000, values.view(torch.int32))
+    remainder = bits.to(torch.int16)
+    return ((bits - remainder) >> 16).to(torch.int16).view(torch.bfloat16), remainder
+
+
+def join_fp32(high: torch.Tensor, remainder: torch.Tensor) -> torch.Tensor:
+    """The fp32 values of which `split_fp32` made this bf16 and int16 pair."""
+    return ((high.view(torch.int16).int() << 16) + remainder).view(torch.float32)
+
+
 def adamw(
     param: torch.Tensor,
     grad: torch.Tensor,
     exp_avg: torch.Tensor,
     exp_avg_sq: torch.Tensor,
     model_param: torch.Tensor | None,
+    remainder: torch.Tensor | None,
     *,
     lr: float,
     beta1: float,
@@ -134,11 +151,19 @@ def adamw(
     grad_scale: float,
 ) -> None:
     """One step of AdamW in place; arXiv 1711.05101, algorithm 2, with bias correction as torch does it."""
-    scaled = grad.to(param.dtype) * grad_scale
-    exp_avg.mul_(beta1).add_(scaled, alpha=1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
-    denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
-    param.mul_(1 - lr * weight_decay).addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
+    main = param if remainder is None else join_fp32(param, remainder)
+    first, second = _wide(exp_avg), _wide(exp_avg_sq)
+    scaled = grad.to(main.dtype) * grad_scale
+    first.mul_(beta1).add_(scaled, alpha=1 - beta1)
+    second.mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
+    denominator = (second / (1 - beta2**step)).sqrt_().add_(eps)
+    main.mul_(1 - lr * weight_decay).addcdiv_(first, denominator, value=-lr / (1 - beta1**step))
+    exp_avg.copy_(first)
+    exp_avg_sq.copy_(second)
+    if remainder is not None:
+        high, low = split_fp32(main)
+        param.copy_(high)
+        remainder.copy_(low)
     if model_param is not None:
         model_param.copy_(param)
 

@@ -1,15 +1,18 @@
-"""Our kernels behind the names through which megatron-core calls NVIDIA's Apex.
+"""Our kernels behind the names through which megatron-core calls NVIDIA's Apex and Transformer Engine.
 
-Only where neither Apex nor Transformer Engine is installed: megatron-core then has slower fallbacks, or none.
+Only where what it calls is not installed: megatron-core then has slower fallbacks, or none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-from megatron_synE.kernels import FusedAdamW, l2_norm, scale_, weight_gradient
+from megatron_synE.kernels import FusedAdamW, PrecisionAwareAdamW, l2_norm, scale_, weight_gradient
 
 
 def install_gradient_accumulation_fusion() -> str:
@@ -29,13 +32,80 @@ def install_fused_optimizer(megatron_optimizer: Any) -> str:
 
     chained = getattr(megatron_optimizer, "chained_optimizers", [megatron_optimizer])
     inner = [optimizer.optimizer for optimizer in chained if optimizer.optimizer is not None]
-    if any(type(optimizer) not in (torch.optim.AdamW, FusedAdamW) for optimizer in inner):
+    if any(type(optimizer) not in (torch.optim.AdamW, FusedAdamW, PrecisionAwareAdamW) for optimizer in inner):
         return "Apex or Transformer Engine (installed)"
     for optimizer in inner:
-        FusedAdamW.adopt(optimizer)
+        if isinstance(optimizer, torch.optim.AdamW):
+            FusedAdamW.adopt(optimizer)
     clip_grads.l2_norm_impl = _l2_norm
     clip_grads.multi_tensor_scale_impl = _scale
     return "ours (neither Apex nor Transformer Engine is installed)"
+
+
+def build_precision_aware_optimizer(
+    config: Any,
+    model_chunks: list[Any],
+    *,
+    exp_avg_dtype: torch.dtype,
+    exp_avg_sq_dtype: torch.dtype,
+    main_grads_dtype: torch.dtype,
+    store_param_remainders: bool,
+) -> Any:
+    """megatron-core's precision-aware distributed optimizer around Transformer Engine's FusedAdam (2.1), else ours.
+
+    The fields are set on the finished config (an OptimizerConfig with the distributed optimizer), for building it with
+    them asserts Transformer Engine.
+    """
+    from megatron.core.optimizer import get_megatron_optimizer
+
+    config.use_precision_aware_optimizer = True
+    config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True  # what __post_init__ makes of it without FP8 weights
+    config.exp_avg_dtype = exp_avg_dtype
+    config.exp_avg_sq_dtype = exp_avg_sq_dtype
+    config.main_grads_dtype = main_grads_dtype
+    config.store_param_remainders = store_param_remainders
+    with _precision_aware_adam():
+        megatron_optimizer = get_megatron_optimizer(config, model_chunks)
+    for part in megatron_optimizer.chained_optimizers:
+        # megatron-core leaves this to the optimizer, which is not told: main values would stay those of old weights.
+        part._copy_model_params_to_main_params = partial(_copy_model_params_to_main_params, part)
+    return megatron_optimizer
+
+
+@contextmanager
+def _precision_aware_adam() -> Iterator[None]:
+    """Inside, megatron-core finds our optimizer where it looks for Transformer Engine's, unless it has that."""
+    from megatron.core import optimizer as core
+    from megatron.core.optimizer import distrib_optimizer
+
+    if core.Adam.__module__.startswith("transformer_engine") and core.is_te_min_version("2.1.0"):
+        yield
+        return
+    ours: list[tuple[Any, str, Any]] = [
+        (core, "Adam", PrecisionAwareAdamW),
+        (core, "USING_PYTORCH_OPTIMIZER", False),
+        (core, "is_te_min_version", lambda version: True),  # asked whether store_param_remainders is an argument
+        (distrib_optimizer, "Adam", PrecisionAwareAdamW),  # the class that it accepts
+    ]
+    theirs = [(module, name, getattr(module, name)) for module, name, _ in ours]
+    try:
+        for module, name, value in ours:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in theirs:
+            setattr(module, name, value)
+
+
+def _copy_model_params_to_main_params(megatron_optimizer: Any, state_dict: Any = None) -> None:
+    """Main values that are exactly the weights; the moments stay."""
+    assert state_dict is None, "main values come from the weights"
+    for param, state in megatron_optimizer.optimizer.state.items():
+        main = state["master_param"]
+        if main.dtype == torch.int16:  # what a bf16 weight lacks of its main value
+            main.zero_()
+        else:
+            main.copy_(param.detach())
 
 
 def _l2_norm(

@@ -13,7 +13,9 @@ from megatron.core.utils import get_model_config
 from megatron_synE.config.optimizer import OptimizerConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
-from megatron_synE.model.megatron_hooks import install_fused_optimizer
+from megatron_synE.model.megatron_hooks import build_precision_aware_optimizer, install_fused_optimizer
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def wrap_data_parallel(
@@ -47,7 +49,6 @@ def build_optimizer(
     precision: PrecisionConfig,
 ) -> ChainedOptimizer:  # fmt: skip
     """AdamW with fp32 main parameters; norms do not decay. Connects the chunks' gradient hooks to the schedules."""
-    bf16 = precision.dtype == "bf16"
     config = MegatronOptimizerConfig(
         optimizer="adam",
         lr=optimizer.lr,
@@ -57,12 +58,22 @@ def build_optimizer(
         adam_beta2=optimizer.adam_beta2,
         adam_eps=optimizer.adam_eps,
         clip_grad=optimizer.clip_grad,
-        bf16=bf16,
-        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        bf16=precision.dtype == "bf16",
+        params_dtype=_DTYPES[precision.dtype],
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         overlap_param_gather=parallel.overlap_param_gather,
     )
-    megatron_optimizer = get_megatron_optimizer(config, model_chunks)
+    if optimizer.use_precision_aware_optimizer:
+        megatron_optimizer = build_precision_aware_optimizer(
+            config,
+            model_chunks,
+            exp_avg_dtype=_DTYPES[optimizer.exp_avg_dtype],
+            exp_avg_sq_dtype=_DTYPES[optimizer.exp_avg_sq_dtype],
+            main_grads_dtype=torch.float32 if precision.grad_reduce_in_fp32 else torch.bfloat16,
+            store_param_remainders=optimizer.store_param_remainders,
+        )
+    else:
+        megatron_optimizer = get_megatron_optimizer(config, model_chunks)
     install_fused_optimizer(megatron_optimizer)
     model_config = get_model_config(model_chunks[0])
     model_config.grad_scale_func = megatron_optimizer.scale_loss

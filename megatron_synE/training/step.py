@@ -11,7 +11,9 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_synE.kernels import FusedAdamW, PrecisionAwareAdamW
 from megatron_synE.training.forward import run_microbatches
 from megatron_synE.training.microbatches import MicroBatch
 from megatron_synE.training.optimizer import set_learning_rate
@@ -77,10 +79,21 @@ def update(optimizer: ChainedOptimizer) -> tuple[float, bool]:
         return grad_norm, False
     for part in optimizer.chained_optimizers:
         if part.config.clip_grad > 0 and part.get_parameters():
-            clip_grad_by_total_norm_fp32(
-                part.get_parameters(), max_norm=part.config.clip_grad, total_norm=grad_norm
-            )
+            _clip(part, grad_norm)
     return grad_norm, bool(optimizer.step_with_ready_grads())
+
+
+def _clip(part: MegatronOptimizer, grad_norm: float) -> None:
+    if isinstance(part.optimizer, FusedAdamW | PrecisionAwareAdamW):
+        # It scales the gradient where it reads it; the formula is torch's and megatron-core's.
+        part.optimizer.grad_scale = min(1.0, part.config.clip_grad / (grad_norm + 1e-6))
+    else:
+        clip_grad_by_total_norm_fp32(
+            part.get_parameters(),
+            max_norm=part.config.clip_grad,
+            total_norm=grad_norm,
+            use_decoupled_grad=part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+        )
 
 
 def summarise(report: torch.Tensor) -> tuple[float, int, tuple[float, ...], tuple[int, ...]]:

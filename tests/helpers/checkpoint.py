@@ -20,8 +20,14 @@ TINY = LlamaArchitecture(
 MODEL = ModelConfig(make_vocab_size_divisible_by=8)
 
 
+OPTIMIZER = OptimizerConfig(lr=0.01)
+
+
 def build_training(
-    parallel: ParallelConfig, dtype: str, architecture: LlamaArchitecture = TINY
+    parallel: ParallelConfig,
+    dtype: str,
+    architecture: LlamaArchitecture = TINY,
+    optimizer: OptimizerConfig = OPTIMIZER,
 ) -> tuple[list[Any], Any]:
     """Model chunks in DistributedDataParallel and their optimizer, as the trainer builds them."""
     from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
@@ -29,7 +35,7 @@ def build_training(
     chunks = build_model(parallel, dtype, architecture)
     precision = PrecisionConfig(dtype=dtype)  # type: ignore[arg-type]
     wrapped = wrap_data_parallel(list(chunks), parallel, precision)
-    return wrapped, build_optimizer(wrapped, OptimizerConfig(lr=0.01), parallel, precision)
+    return wrapped, build_optimizer(wrapped, optimizer, parallel, precision)
 
 
 def build_model(parallel: ParallelConfig, dtype: str, architecture: LlamaArchitecture = TINY) -> list[Any]:

@@ -49,6 +49,7 @@ class SmallRun:
         precision: PrecisionConfig = PrecisionConfig(dtype="fp32"),  # noqa: B008 - frozen
         isolate_documents: bool = False,
         model: ModelConfig = ModelConfig(make_vocab_size_divisible_by=4),  # noqa: B008 - frozen
+        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3),  # noqa: B008 - frozen
     ) -> None:
         self.runtime: Runtime = initialize(parallel)
         from megatron_synE.checkpoint import load_checkpoint
@@ -59,7 +60,7 @@ class SmallRun:
         self.context_parallel_size = parallel.context_parallel_size
         bare = build_model_chunks(ARCHITECTURE, model, parallel, precision, device=self.runtime.device)
         self.chunks = wrap_data_parallel(bare, parallel, precision)
-        self.optimizer = build_optimizer(self.chunks, OptimizerConfig(lr=1e-3), parallel, precision)
+        self.optimizer = build_optimizer(self.chunks, optimizer, parallel, precision)
         if checkpoint is not None:
             load_checkpoint(
                 checkpoint, architecture=ARCHITECTURE, model_chunks=self.chunks, optimizer=self.optimizer,

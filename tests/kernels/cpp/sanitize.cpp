@@ -82,8 +82,14 @@ void run_all(DType dtype, int64_t rows, int64_t width) {
   auto param = random_values<float>(count), m = std::vector<float>(param.size()), v = m;
   std::vector<bf16> copy(param.size());
   accumulate(dtype, param.data(), grad.data(), count, scale.data());
-  adamw(dtype, param.data(), grad.data(), m.data(), v.data(), copy.data(), count,
-        {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1.0f});
+  const AdamWStep step{1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1.0f};
+  adamw({param.data(), copy.data(), nullptr, grad.data(), m.data(), v.data(), dtype, kFloat32, kFloat32}, count, step);
+  adamw({param.data(), nullptr, nullptr, grad.data(), m.data(), v.data(), dtype, kFloat32, kFloat32}, count, step);
+  std::vector<int16_t> remainder(param.size());
+  std::vector<bf16> m16(param.size()), v16(param.size());
+  adamw({nullptr, copy.data(), remainder.data(), grad.data(), m16.data(), v16.data(), dtype, kBFloat16, kBFloat16},
+        count, step);
+  expect(finite(copy), "adamw with remainders");
   scale_in_place(param.data(), count, 0.5f);
   expect(finite(param) && std::isfinite(sum_of_squares(dtype, grad.data(), count)), "adamw");
 }

@@ -15,12 +15,20 @@ DATA = ["--data.sources", '{"web": {"prefix": "web"}}', "--data.seq_length", "12
         "--data.stages", '[{"name": "one", "tokens": 99999, "weights": {"web": 1}}]']  # fmt: skip
 
 
+PRECISION_AWARE = ["--optimizer.use_precision_aware_optimizer", "true"]
+
+
 def job(*arguments: str) -> JobConfig:
     return parse_job([*DATA, "--model.preset", "llama3_tiny", *arguments])
 
 
 def test_a_good_job_has_no_problems() -> None:
     assert job().problems(world_size=1) == []
+
+
+def test_bf16_moments_are_fine_with_a_beta_that_they_can_follow() -> None:
+    moments = ["--optimizer.exp_avg_dtype", "bf16", "--optimizer.exp_avg_sq_dtype", "bf16"]
+    assert job(*PRECISION_AWARE, *moments, "--optimizer.adam_beta2", "0.99").problems(world_size=1) == []
 
 
 def test_command_line_overrides_the_file(tmp_path: Path) -> None:
@@ -84,6 +92,13 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
         (["--training.train_steps", "0"], 1, "training.train_steps: 0"),
         (["--optimizer.lr", "-1"], 1, "optimizer.lr: -1"),
         (["--optimizer.adam_beta2", "1"], 1, "optimizer.adam_beta2"),
+        (["--optimizer.exp_avg_dtype", "bf16"], 1, "optimizer.exp_avg_dtype: only the precision-aware"),
+        ([*PRECISION_AWARE, "--optimizer.exp_avg_sq_dtype", "bf16", "--optimizer.adam_beta2", "0.999"], 1,
+         "optimizer.exp_avg_sq_dtype: bf16 rounds off changes below 1/256, and optimizer.adam_beta2 0.999"),
+        ([*PRECISION_AWARE, "--optimizer.exp_avg_dtype", "bf16", "--optimizer.adam_beta1", "0.995"], 1,
+         "optimizer.exp_avg_dtype: bf16 rounds off changes below 1/256, and optimizer.adam_beta1 0.995"),
+        ([*PRECISION_AWARE, "--parallel.use_distributed_optimizer", "false"], 1, "parallel.use_distributed_optimizer"),
+        ([*PRECISION_AWARE, "--precision.dtype", "fp32"], 1, "optimizer.use_precision_aware_optimizer: needs prec"),
         (["--schedule.warmup_tokens", "5", "--schedule.warmup_steps", "5"], 1, "schedule.warmup_tokens"),
         (["--schedule.style", "cosine", "--schedule.decay_steps", "5"], 1, "schedule.decay"),
         (["--data.seq_length", "4096"], 1, "data.seq_length: 4096 is longer"),
