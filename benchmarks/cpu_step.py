@@ -3,8 +3,9 @@
     python benchmarks/cpu_step.py [--rounds 5] [--threads 2] [--skip-ops] [--skip-memory]
 
 Every contender lives in a process of its own and takes one step in turn, so that all see the same machine; medians are
-compared. All train the same shape with AdamW, gradient clipping and the same number of threads. transformers keeps its
-bf16 parameters and moments; ours keeps fp32 main parameters, moments and gradients, as it does in real training.
+compared. All train the same shape with AdamW, gradient clipping and the same number of threads. In bf16 transformers
+keeps parameters, gradients and moments in bf16. `ours` keeps the moments in bf16 too, and fp32 main values and fp32
+gradients nevertheless (the precision-aware optimizer); `ours_fp32_moments` is the default optimizer, all of it in fp32.
 The last line is one JSON object with the figures of DESIGN §7.
 """
 
@@ -13,11 +14,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import multiprocessing
 import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -65,7 +68,7 @@ def make_hf_step(dtype_name: str, vocab: int, compiled: bool) -> Callable[[], fl
     return step
 
 
-def make_our_step(dtype_name: str, vocab: int, threads: int) -> Callable[[], float]:
+def make_our_step(dtype_name: str, vocab: int, threads: int, fp32_moments: bool = False) -> Callable[[], float]:
     """A step of `megatron_synE.training`, with everything a training run does in it."""
     import torch
 
@@ -75,7 +78,17 @@ def make_our_step(dtype_name: str, vocab: int, threads: int) -> Callable[[], flo
     from megatron_synE.config.precision import PrecisionConfig
     from megatron_synE.runtime import initialize
 
-    parallel = ParallelConfig(device="cpu", use_distributed_optimizer=False, overlap_grad_reduce=False)
+    precision_aware = dtype_name == "bf16" and not fp32_moments
+    moments = "bf16" if precision_aware else "fp32"
+    optimizer_config = OptimizerConfig(
+        lr=LEARNING_RATE,
+        use_precision_aware_optimizer=precision_aware,
+        exp_avg_dtype=moments,
+        exp_avg_sq_dtype=moments,
+    )
+    parallel = ParallelConfig(
+        device="cpu", use_distributed_optimizer=precision_aware, overlap_grad_reduce=False, overlap_param_gather=False
+    )
     runtime = initialize(parallel)
     torch.set_num_threads(threads)
 
@@ -97,7 +110,7 @@ def make_our_step(dtype_name: str, vocab: int, threads: int) -> Callable[[], flo
     model = ModelConfig(transformer_impl="fused")
     chunks = build_model_chunks(architecture, model, parallel, precision, device=runtime.device)
     wrapped = wrap_data_parallel(list(chunks), parallel, precision)
-    optimizer = build_optimizer(wrapped, OptimizerConfig(lr=LEARNING_RATE), parallel, precision)
+    optimizer = build_optimizer(wrapped, optimizer_config, parallel, precision)
     tokens = torch.randint(0, vocab, (BATCH, SEQ_LENGTH))
     batch = MicroBatch(
         tokens_BS=tokens,
@@ -133,18 +146,20 @@ def make_gemm(dtype_name: str) -> Callable[[], float]:
 def serve(connection: Connection, kind: str, dtype_name: str, vocab: int, threads: int) -> None:
     """A contender's process: builds it, then takes one step for each request and sends back the seconds."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    warnings.filterwarnings("ignore")  # of optional packages that are absent
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    if kind == "ours":
-        import megatron_synE.model  # noqa: F401 - the imports do not count as memory of the step
+    if kind.startswith("ours"):
+        import megatron_synE.training.loop  # noqa: F401 - the imports do not count as memory of the step
     else:
         import transformers  # noqa: F401
     gc.collect()
     before = resident_bytes("VmRSS")
-    if kind == "ours":
-        step = make_our_step(dtype_name, vocab, threads)
+    if kind.startswith("ours"):
+        step = make_our_step(dtype_name, vocab, threads, fp32_moments=kind == "ours_fp32_moments")
     elif kind == "gemm":
         step = make_gemm(dtype_name)
     else:
@@ -210,7 +225,7 @@ def compare_steps(dtype_name: str, kinds: list[str], rounds: int, threads: int) 
             share = flops_per_step(VOCAB) / contender.seconds / gemm_rate
             spread = [result["seconds"] for result in contender.results]
             print(
-                f"  {kind:11s} {contender.seconds:6.3f} s ({min(spread):.3f} .. {max(spread):.3f})  "
+                f"  {kind:17s} {contender.seconds:6.3f} s ({min(spread):.3f} .. {max(spread):.3f})  "
                 f"{BATCH * SEQ_LENGTH / contender.seconds:6.0f} tokens/s  {share:6.1%} of the product's rate  "
                 f"loss {contender.results[-1]['loss']:.3f}"
             )
@@ -224,13 +239,13 @@ def compare_memory(threads: int) -> dict[str, dict[str, float]]:
     print(f"\npeak memory at a vocabulary of {LARGE_VOCAB:,}")
     for dtype_name in ("bf16", "fp32"):
         peaks[dtype_name] = {}
-        for kind in ("hf_eager", "ours"):
+        for kind in ("hf_eager", "ours", *(["ours_fp32_moments"] if dtype_name == "bf16" else [])):
             contender = Contender(kind, dtype_name, LARGE_VOCAB, threads)
             for _ in range(2):
                 contender.step()
             peaks[dtype_name][kind] = contender.results[-1]["peak_bytes"]
             contender.close()
-            print(f"  {dtype_name} {kind:9s} {peaks[dtype_name][kind] / 2**20:8.0f} MiB")
+            print(f"  {dtype_name} {kind:17s} {peaks[dtype_name][kind] / 2**20:8.0f} MiB")
     return peaks
 
 
@@ -245,18 +260,22 @@ def main() -> None:
     print(f"{processor()}, {args.threads} threads, load average {os.getloadavg()[0]:.1f}")
     print(f"shape {SHAPE}, vocabulary {VOCAB}, sequence {SEQ_LENGTH}, batch {BATCH}")
 
-    bf16 = compare_steps("bf16", ["gemm", "hf_eager", "hf_compile", "ours"], args.rounds, args.threads)
+    contenders = ["gemm", "hf_eager", "hf_compile", "ours", "ours_fp32_moments"]
+    bf16 = compare_steps("bf16", contenders, args.rounds, args.threads)
     fp32 = compare_steps("fp32", ["gemm", "hf_eager", "ours"], args.rounds, args.threads)
     rate = 2 * GEMM_SIZE**3 / bf16["gemm"].seconds
     figures = {
         "speedup_vs_hf_eager_bf16": bf16["hf_eager"].seconds / bf16["ours"].seconds,
         "speedup_vs_hf_compile_bf16": bf16["hf_compile"].seconds / bf16["ours"].seconds,
+        "speedup_vs_hf_eager_bf16_fp32_moments": bf16["hf_eager"].seconds / bf16["ours_fp32_moments"].seconds,
         "gemm_share_bf16": flops_per_step(VOCAB) / bf16["ours"].seconds / rate,
         "speedup_vs_hf_eager_fp32": fp32["hf_eager"].seconds / fp32["ours"].seconds,
     }
     if not args.skip_memory:
         peaks = compare_memory(args.threads)
         figures["peak_memory_ratio_128k_vocab"] = peaks["bf16"]["ours"] / peaks["bf16"]["hf_eager"]
+        default = peaks["bf16"]["ours_fp32_moments"]
+        figures["peak_memory_ratio_128k_vocab_bf16_fp32_moments"] = default / peaks["bf16"]["hf_eager"]
         figures["peak_memory_ratio_128k_vocab_fp32"] = peaks["fp32"]["ours"] / peaks["fp32"]["hf_eager"]
     if not args.skip_ops:
         from cpu_ops import print_table

@@ -13,6 +13,7 @@ and only where CUDA is absent. Nothing of megatron-core is replaced but where it
 | `tensor_parallel.random._get/_set_cuda_rng_state` | the same, for the tracker's forked states |
 | the logger of `tensor_parallel.random` | drops "CPU RNG state changed …": here both are one generator |
 | `torch.Tensor.cuda` | moving to the device is the identity |
+| `param_and_grad_buffer.dist_*_func` | one process alone has the result already, and gloo would copy it |
 | literals in `LITERAL_MODULES` | `device="cuda"` in calls, type names such as `"torch.cuda.FloatTensor"` in checks |
 
 The literals are changed in the code objects' constants, so that the functions keep their identity wherever they were
@@ -22,6 +23,7 @@ already imported.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -93,6 +95,7 @@ def install() -> None:
         replace_literals(importlib.import_module(name), LITERALS)
     _patch_rng()
     _patch_torch_cuda()
+    _patch_collectives_of_one()
     torch.cuda.megatron_synE_cpu_adapter = True  # type: ignore[attr-defined]
 
 
@@ -133,6 +136,24 @@ def _patch_torch_cuda() -> None:
     for name in ("range_push", "range_pop", "mark"):
         setattr(torch.cuda.nvtx, name, nothing())
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+
+
+def _patch_collectives_of_one() -> None:
+    from megatron.core.distributed import param_and_grad_buffer
+
+    for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
+        setattr(param_and_grad_buffer, name, unless_alone(getattr(param_and_grad_buffer, name)))
+
+
+def unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """`collective(output, input, *, group, ...)`, left out where it is alone in the group and output is input."""
+
+    @functools.wraps(collective)
+    def call(output: torch.Tensor, source: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        alone = kwargs["group"].size() == 1 and output.data_ptr() == source.data_ptr()
+        return None if alone else collective(output, source, *args, **kwargs)
+
+    return call
 
 
 def _patch_rng() -> None:

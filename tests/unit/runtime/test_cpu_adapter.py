@@ -136,3 +136,14 @@ def test_importing_the_package_patches_nothing() -> None:
     )
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert "untouched" in result.stdout
+
+
+def test_a_collective_is_left_out_only_where_the_result_is_there_already() -> None:
+    calls: list[str] = []
+    collective = cpu.unless_alone(lambda *args, **kwargs: calls.append("called"))
+    tensor, alone, two = torch.ones(4), types.SimpleNamespace(size=lambda: 1), types.SimpleNamespace(size=lambda: 2)
+    collective(tensor, tensor[:4], group=alone)
+    assert not calls
+    collective(tensor, tensor.clone(), group=alone)
+    collective(tensor, tensor, group=two)
+    assert len(calls) == 2
