@@ -7,7 +7,16 @@ from functools import partial
 import pytest
 import torch
 
-from megatron_synE.kernels import add_rms_norm, override, reference, rms_norm, rope_, selection, swiglu
+from megatron_synE.kernels import (
+    add_rms_norm,
+    drop_until_backward,
+    override,
+    reference,
+    rms_norm,
+    rope_,
+    selection,
+    swiglu,
+)
 from tests.kernels.oracle import check, devices
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -44,6 +53,33 @@ def test_add_rms_norm(shape, dtype, device):
 @pytest.mark.parametrize("shape", [(1, 2), (3, 14), (5, 2, 66), (64, 256), (0, 16)])
 def test_swiglu(shape, dtype, device):
     check(swiglu, reference.swiglu, [4 * randn(*shape)], dtype, device)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("implementation", ["compiled", "reference"])
+def test_swiglu_overwritten_and_dropped_gives_the_same_bits(implementation, device):
+    """As the MLP uses it: the activation freed until the backward pass, the gradient in the place of the input."""
+    values, weight = randn(3, 5, 14).float().to(device), randn(7, 4).float().to(device)
+
+    def gradients(in_place):
+        x, w = values.clone().requires_grad_(), weight.clone().requires_grad_()
+        projected = x * 2
+        activated = swiglu(projected, overwrite=in_place)
+        output = activated @ w
+        if in_place:
+            drop_until_backward(activated, projected, output)
+            assert activated.untyped_storage().nbytes() == 0
+        loss = output.square().sum()
+        loss.backward(retain_graph=True)
+        return x.grad, w.grad, loss
+
+    with override("swiglu", implementation):
+        *expected, _ = gradients(False)
+        *actual, loss = gradients(True)
+        assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+        if implementation == "compiled":
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
 
 
 @pytest.mark.parametrize("device", devices())
