@@ -87,8 +87,7 @@ def _weights_are_the_upper_halves(checkpoint: Path) -> None:
 
 def _losses(optimizers: list[OptimizerConfig], fp32_gradients: list[bool], steps: int) -> list[list[float]]:
     curves = []
-    # The fused layers accumulate in fp32.
-    model = ModelConfig(make_vocab_size_divisible_by=4, transformer_impl="local")
+    model = ModelConfig(make_vocab_size_divisible_by=4, transformer_impl="fused")
     for config, in_fp32 in zip(optimizers, fp32_gradients, strict=True):
         precision = PrecisionConfig(grad_reduce_in_fp32=in_fp32)
         run = SmallRun(DP_OVERLAP, precision=precision, model=model, optimizer=config)
