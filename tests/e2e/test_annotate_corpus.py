@@ -19,7 +19,7 @@ SAMPLE = ROOT / "examples" / "data"
 
 def run(tool: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     script = [*launcher, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *script], capture_output=True, text=True, env=environment, timeout=300)
 
 

@@ -22,7 +22,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, timeout=120)
 
 
@@ -93,8 +93,7 @@ def test_killed_in_the_middle_shows_no_corpus_and_the_next_run_cleans_up(tmp_pat
     with open(endless, "w") as file:
         file.writelines(f'{{"text": "line {i} of very many that take a while"}}\n' for i in range(2_000_000))
     process = subprocess.Popen(
-        command("--input", endless, "--output-prefix", tmp_path / "o", *arguments, "--workers", num_workers),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        command("--input", endless, "--output-prefix", tmp_path / "o", *arguments, "--workers", num_workers)
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
