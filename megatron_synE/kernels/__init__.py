@@ -2,7 +2,7 @@
 
 from megatron_synE.kernels.adamw import adamw_, l2_norm, scale_, sum_of_squares
 from megatron_synE.kernels.attention import Span, causal_attention, packed_self_attention
-from megatron_synE.kernels.fused_adamw import FusedAdamW
+from megatron_synE.kernels.fused_adamw import FusedAdamW, ParameterwiseOptimizer
 from megatron_synE.kernels.host_memory import return_large_buffers
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
 from megatron_synE.kernels.precision_aware_adamw import PrecisionAwareAdamW
@@ -19,6 +19,7 @@ from megatron_synE.kernels.weight_gradient import (
 __all__ = [
     "Choice",
     "FusedAdamW",
+    "ParameterwiseOptimizer",
     "PrecisionAwareAdamW",
     "Span",
     "adamw_",

@@ -14,20 +14,18 @@ from typing import Any
 import torch
 
 from megatron_synE.kernels.adamw import adamw_
+from megatron_synE.kernels.fused_adamw import ParameterwiseOptimizer
 from megatron_synE.kernels.reference import join_fp32, split_fp32
 
 MOMENT_DTYPES = (torch.float32, torch.bfloat16)
 
 
-class PrecisionAwareAdamW(torch.optim.Optimizer):
+class PrecisionAwareAdamW(ParameterwiseOptimizer):
     """AdamW by `adamw_`. Updates are counted in the group, as `group["step"]`.
 
     State of a parameter: `exp_avg` and `exp_avg_sq` in their dtypes, and `master_param`, which is the int16 remainder
     of a bf16 parameter (`store_param_remainders`), or its fp32 main value, or an fp32 parameter itself.
     """
-
-    grad_scale: float = 1.0
-    """Factor on every gradient of the next step, for clipping without a pass over the gradients."""
 
     def __init__(
         self,
@@ -55,20 +53,11 @@ class PrecisionAwareAdamW(torch.optim.Optimizer):
         self.use_decoupled_grad = use_decoupled_grad
         self.store_param_remainders = store_param_remainders
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
-            for param in group["params"]:
-                grad = getattr(param, "decoupled_grad" if self.use_decoupled_grad else "grad", None)
-                if grad is not None:
-                    self._update(param, grad, group)
-        return loss
+    def _begin(self, group: dict[str, Any]) -> None:
+        group["step"] = group.get("step", 0) + 1
+
+    def _gradient(self, param: torch.Tensor) -> torch.Tensor | None:
+        return getattr(param, "decoupled_grad" if self.use_decoupled_grad else "grad", None)
 
     def _update(self, param: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         if not self.state[param]:

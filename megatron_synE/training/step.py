@@ -13,7 +13,7 @@ from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-from megatron_synE.kernels import FusedAdamW, PrecisionAwareAdamW
+from megatron_synE.kernels import ParameterwiseOptimizer
 from megatron_synE.training.forward import run_microbatches
 from megatron_synE.training.microbatches import MicroBatch
 from megatron_synE.training.optimizer import set_learning_rate
@@ -84,7 +84,7 @@ def update(optimizer: ChainedOptimizer) -> tuple[float, bool]:
 
 
 def _clip(part: MegatronOptimizer, grad_norm: float) -> None:
-    if isinstance(part.optimizer, FusedAdamW | PrecisionAwareAdamW):
+    if isinstance(part.optimizer, ParameterwiseOptimizer):
         # It scales the gradient where it reads it; the formula is torch's and megatron-core's.
         part.optimizer.grad_scale = min(1.0, part.config.clip_grad / (grad_norm + 1e-6))
     else:
