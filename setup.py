@@ -45,6 +45,7 @@ INSTALL_REQUIRES = [
     "rich>=13",
     "orjson>=3.9",
     "psutil>=5.9",
+    "xxhash>=3.4",
     "pybind11>=2.12",
 ]
 EXTRAS = {
