@@ -5,7 +5,6 @@ torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--section.fie
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
@@ -45,19 +44,27 @@ def train(job: JobConfig) -> None:
     quiet_megatron()
     from megatron_synE.runtime import initialize, shut_down
     from megatron_synE.runtime.process_groups import world_size_from_environment
+    from megatron_synE.training.config_changes import as_json
     from megatron_synE.training.loop import TrainingLoop
-    from megatron_synE.training.metrics import MetricsWriter, ProgressLine
+    from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter, ProgressLine
     from megatron_synE.training.setup import build_run, check_job
 
     architecture = check_job(job, world_size_from_environment())
     runtime = initialize(job.parallel, job.training.seed)
-    run = build_run(job, dataclasses.asdict(job), architecture, runtime)
+    def say(line: str) -> None:
+        if runtime.is_main:
+            print(line, file=sys.stderr, flush=True)
+
+    run = build_run(job, as_json(job), architecture, runtime, say)
     directory = job.logging.directory or job.checkpoint.save
     metrics = MetricsWriter(
         Path(directory) if directory and runtime.is_main else None,
         resumed_step=run.first_step,
         tensorboard=job.logging.tensorboard,
+        keeps=run.state.stands_for,
     )
+    if metrics.num_damaged:
+        say(f"WARNING: {directory}: {metrics.num_damaged} unreadable lines moved to {METRICS_FILE}.damaged")
     progress = ProgressLine(first_step=run.first_step, last_step=run.last_step, show=runtime.is_main)
     for line in summary(run):
         progress.note(line)
@@ -72,17 +79,21 @@ def train(job: JobConfig) -> None:
 def summary(run: Any) -> list[str]:
     """What is about to be trained, on what."""
     from megatron_synE.runtime import device_name
+    from megatron_synE.training.config_changes import describe
 
     parallel, runtime = run.job.parallel, run.runtime
+    stream, tokens_per_step = run.state.stream, run.job.training.global_batch_size * run.state.stream.seq_length
     start = f"resuming after step {run.first_step}" if run.first_step else "starting"
+    ramp = f", ramped up over {run.job.training.ramp_samples:,} samples" if run.job.training.ramp_samples else ""
     return [
         f"model {run.architecture.num_parameters() / 1e6:,.1f} M parameters, {run.job.precision.dtype}; "
         f"{runtime.world_size} processes on {device_name(runtime.device)}: "
         f"TP {parallel.tensor_model_parallel_size} PP {parallel.pipeline_model_parallel_size} "
         f"CP {parallel.context_parallel_size} DP {runtime.data_parallel_size}",
-        f"data  {len(run.stream.component_names)} components, {run.stream.num_samples:,} samples of "
-        f"{run.stream.seq_length:,} tokens; {start}, {run.last_step} steps of {run.tokens_per_step:,} tokens",
+        f"data  {len(stream.component_names)} components, {stream.num_samples:,} samples of "
+        f"{stream.seq_length:,} tokens; {start}, {run.last_step} steps of {tokens_per_step:,} tokens{ramp}",
         f"layers {run.job.model.transformer_impl}{kernels_in_use(run)}",
+        *describe(run.state.changed_now),
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from megatron_synE.config.checkpoint import CheckpointConfig
 from megatron_synE.config.data import DataConfig
+from megatron_synE.config.healing import HealingConfig
 from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.optimizer import OptimizerConfig, ScheduleConfig
 from megatron_synE.config.parallel import ParallelConfig
@@ -31,6 +32,8 @@ class JobConfig:
     """Learning rate over the run."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Batches and length."""
+    healing: HealingConfig = field(default_factory=HealingConfig)
+    """Spikes and numbers that are not finite."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out loss."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -42,7 +45,7 @@ class JobConfig:
         """Every contradiction that shows without building anything, `base` being the HF model's architecture if any."""
         found = []
         for section in (self.model, self.parallel, self.precision, self.data, self.optimizer, self.schedule,
-                        self.training, self.evaluation, self.checkpoint, self.logging):  # fmt: skip
+                        self.training, self.healing, self.evaluation, self.checkpoint, self.logging):  # fmt: skip
             found += section.problems()
         found += self._model_problems(base)
         if self.parallel.model_parallel_size > 0:
@@ -86,11 +89,12 @@ class JobConfig:
         data_parallel_size = world_size // self.parallel.model_parallel_size
         found = self.training.problems_with_layout(data_parallel_size)
         if not found and self.parallel.virtual_pipeline_model_parallel_size and self.training.micro_batch_size > 0:
-            num_microbatches = self.training.global_batch_size // (self.training.micro_batch_size * data_parallel_size)
-            if num_microbatches % self.parallel.pipeline_model_parallel_size:
-                found.append(
-                    f"training.global_batch_size: {num_microbatches} micro-batches per step are not a multiple of "
-                    f"parallel.pipeline_model_parallel_size {self.parallel.pipeline_model_parallel_size}, which the "
-                    "interleaved schedule needs; enlarge the global batch"
-                )
+            for size in self.training.global_batch_sizes():
+                num_microbatches = size // (self.training.micro_batch_size * data_parallel_size)
+                if num_microbatches % self.parallel.pipeline_model_parallel_size:
+                    return [
+                        f"training.global_batch_size: {num_microbatches} micro-batches per step are not a multiple of "
+                        f"parallel.pipeline_model_parallel_size {self.parallel.pipeline_model_parallel_size}, which "
+                        "the interleaved schedule needs; enlarge the global batch"
+                    ]
         return found

@@ -12,7 +12,9 @@ class TrainingConfig:
     micro_batch_size: int = 1
     """Samples of one forward pass on one data-parallel process."""
     global_batch_size: int = 8
-    """Samples of one optimizer step over all processes."""
+    """Samples of one optimizer step over all processes. May be changed at a resume."""
+    rampup_batch_size: tuple[int, int, int] | None = None
+    """Start, increment and samples of a ramp up to global_batch_size, as Megatron's --rampup-batch-size."""
     train_steps: int | None = None
     """Stop after this step; none trains the whole token budget of data.stages."""
     exit_after_steps: int | None = None
@@ -20,7 +22,32 @@ class TrainingConfig:
     seed: int = 1234
     """Seed of the initial weights and of dropout-like randomness; data has its own."""
     fail_on_nan: bool = True
-    """Stop with an error at a loss that is not finite; otherwise skip that update and go on."""
+    """Stop with an error at a loss or a gradient that is not finite; otherwise do what healing.nonfinite says."""
+    prefetch_steps: int = 2
+    """Steps whose batches a thread reads ahead; 0 reads each when it is needed."""
+
+    @property
+    def ramp_samples(self) -> int:
+        """Samples of the ramp; 0 without one."""
+        return self.rampup_batch_size[2] if self.rampup_batch_size is not None else 0
+
+    def global_batch_size_at(self, consumed_samples: int) -> int:
+        """Samples of the step that follows `consumed_samples`.
+
+        The ramp has (global_batch_size - start) / increment equal parts; each adds an increment.
+        """
+        if self.rampup_batch_size is None or consumed_samples >= self.ramp_samples:
+            return self.global_batch_size
+        start, increment, ramp_samples = self.rampup_batch_size
+        parts = (self.global_batch_size - start) // increment
+        return start + consumed_samples * parts // ramp_samples * increment
+
+    def global_batch_sizes(self) -> list[int]:
+        """Every batch size of the run, ascending."""
+        if self.rampup_batch_size is None:
+            return [self.global_batch_size]
+        start, increment, _ = self.rampup_batch_size
+        return list(range(start, self.global_batch_size + 1, increment))
 
     def problems(self) -> list[str]:
         """Contradictions among these fields."""
@@ -32,16 +59,36 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"training.{name}: {value} is not positive; use 1 or more, or null")
-        return found
+        if self.prefetch_steps < 0:
+            found.append(f"training.prefetch_steps: {self.prefetch_steps} is negative; use 0 or more")
+        return found + self._ramp_problems()
+
+    def _ramp_problems(self) -> list[str]:
+        if self.rampup_batch_size is None:
+            return []
+        start, increment, ramp_samples = self.rampup_batch_size
+        where = "training.rampup_batch_size"
+        if min(start, increment, ramp_samples) < 1:
+            return [f"{where}: start {start}, increment {increment}, samples {ramp_samples}: all have to be positive"]
+        if start > self.global_batch_size or (self.global_batch_size - start) % increment:
+            return [
+                f"{where}: from {start} in steps of {increment} training.global_batch_size {self.global_batch_size} is "
+                "not reached; change start or increment"
+            ]
+        return []
 
     def problems_with_layout(self, data_parallel_size: int) -> list[str]:
         """Whether a global batch divides into micro-batches over the data-parallel processes."""
         together = self.micro_batch_size * data_parallel_size
-        if self.micro_batch_size > 0 and self.global_batch_size % together:
-            return [
-                f"training.global_batch_size: {self.global_batch_size} is not divisible by training.micro_batch_size "
-                f"{self.micro_batch_size} x {data_parallel_size} data-parallel processes; use a multiple of {together}"
-            ]
+        if self.micro_batch_size < 1 or self._ramp_problems():
+            return []
+        for size in self.global_batch_sizes():
+            if size % together:
+                field = "global_batch_size" if size == self.global_batch_size else "rampup_batch_size"
+                return [
+                    f"training.{field}: {size} is not divisible by training.micro_batch_size {self.micro_batch_size} x "
+                    f"{data_parallel_size} data-parallel processes; use a multiple of {together}"
+                ]
         return []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,15 @@ def documents_read(stream: DataStream, first: int, end: int) -> Iterator[Documen
             order = component.epoch(epoch, (stop - 1) * component.seq_length).order
             documents = order[places.start : places.stop]
             yield DocumentsRead(component.name, component.source.config.prefix, epoch, documents)
+
+
+def documents_of(stream: DataStream, ranges: Sequence[range]) -> list[dict[str, Any]]:
+    """`documents_read` of several ranges as JSON: component, corpus, epoch, documents."""
+    return [
+        {"component": r.component, "corpus": r.prefix, "epoch": r.epoch, "documents": r.documents.tolist()}
+        for part in ranges
+        for r in documents_read(stream, part.start, part.stop)
+    ]
 
 
 def component_ranges(stream: DataStream, first: int, end: int) -> Sequence[tuple[int, int]]:

@@ -16,6 +16,8 @@ from megatron_synE.training.forward import run_microbatches
 from megatron_synE.training.microbatches import to_microbatch
 from megatron_synE.training.step import summarise
 
+LARGEST_EXPONENT = 709.0
+
 
 @dataclass(frozen=True)
 class EvaluationResult:
@@ -26,8 +28,8 @@ class EvaluationResult:
 
     @property
     def perplexity_by_component(self) -> dict[str, float]:
-        """exp(mean token loss)."""
-        return {name: math.exp(loss) for name, loss in self.loss_by_component.items()}
+        """exp(mean token loss); a loss above 709 counts as 709, as its exponential is no double."""
+        return {name: math.exp(min(loss, LARGEST_EXPONENT)) for name, loss in self.loss_by_component.items()}
 
 
 @torch.no_grad()
@@ -37,6 +39,9 @@ def evaluate(
     """Forward passes over all held-out samples, split over the data-parallel processes.
 
     The samples and their tokens are the same in every layout; what pads the last round counts nothing.
+
+    Raises:
+        FloatingPointError: a loss is not finite, so that nothing can be said or decided.
     """
     context_parallel_size = parallel_state.get_context_parallel_world_size()
     for chunk in model_chunks:
@@ -60,6 +65,8 @@ def evaluate(
             # Live adjustment decides on these numbers on every process: they have to be the same to the last bit.
             torch.distributed.broadcast(report, src=0)
             loss, num_tokens, _, _ = summarise(report)
+            if num_tokens and not math.isfinite(loss):
+                raise FloatingPointError(f"held-out loss of {name} is {loss}")
             if num_tokens:
                 losses[name], tokens[name] = loss, num_tokens
     for chunk in model_chunks:

@@ -5,52 +5,39 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import ChainedOptimizer
+import numpy as np
 
 from megatron_synE.checkpoint import AsyncCheckpointer, collect_rng_state, save_checkpoint
-from megatron_synE.config.job import JobConfig
-from megatron_synE.config.model import LlamaArchitecture
-from megatron_synE.data.stream import DataStream
-from megatron_synE.runtime import Runtime, peak_memory_bytes, synchronize
+from megatron_synE.runtime import peak_memory_bytes, synchronize
 from megatron_synE.training.evaluate import EvaluationResult, evaluate
 from megatron_synE.training.faults import StopSignal
+from megatron_synE.training.healer import Healer
 from megatron_synE.training.metrics import MetricsWriter, ProgressLine
-from megatron_synE.training.microbatches import MicroBatch, sample_numbers_of_rank, to_microbatch
-from megatron_synE.training.schedule import LearningRateSchedule
+from megatron_synE.training.microbatches import MicroBatch, host_microbatch, sample_numbers_of_rank
+from megatron_synE.training.prefetch import Prefetcher
+from megatron_synE.training.run import TrainingRun
 from megatron_synE.training.step import StepResult, freeze_startup_objects, train_step
-from megatron_synE.training.throughput import Throughput
+
+SLOW_DATA_SHARE = 0.1
+"""Part of a step spent waiting for its batch from which on the progress line says so."""
 
 
 @dataclass(frozen=True)
-class TrainingRun:
-    """Everything the loop works with; built by `setup.build_run`."""
+class StepTimes:
+    """Seconds of one step."""
 
-    job: JobConfig
-    job_json: dict[str, Any]
-    runtime: Runtime
-    architecture: LlamaArchitecture
-    model_chunks: Sequence[DistributedDataParallel]
-    optimizer: ChainedOptimizer
-    schedule: LearningRateSchedule
-    stream: DataStream
-    throughput: Throughput
-    first_step: int
-    last_step: int
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one global batch."""
-        return self.job.training.global_batch_size * self.stream.seq_length
+    step_seconds: float
+    """All of it."""
+    data_seconds: float
+    """Of these, waiting for the batch to be read."""
 
 
 class TrainingLoop:
-    """Runs the steps `first_step` … `last_step` of a run."""
+    """Runs the steps that are left of a run."""
 
     def __init__(self, run: TrainingRun, metrics: MetricsWriter, progress: ProgressLine) -> None:
         self.run = run
@@ -59,146 +46,196 @@ class TrainingLoop:
         self.stop_signal = StopSignal()
         self._async_checkpointer = AsyncCheckpointer() if run.job.checkpoint.async_save else None
         self._last_saved_step: int | None = run.first_step or None
-        self._last_evaluation: tuple[int, EvaluationResult] | None = None
+        self._batches = Prefetcher(self._read_batch, run.job.training.prefetch_steps)
+        self.healer = Healer(run, metrics, progress)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.run.state.trajectory.step
 
     def train(self) -> None:
         """All steps that are left; saves at the end, and before leaving early.
 
         Raises:
-            FloatingPointError: the loss or the gradient is not finite and training.fail_on_nan is set.
+            FloatingPointError: the run cannot go on with numbers that are not finite, or had too many incidents.
         """
         self.stop_signal.install()
-        training, checkpoint = self.run.job.training, self.run.job.checkpoint
-        step, stopped = self.run.first_step, False
         freeze_startup_objects()
-        while step < self.run.last_step and not stopped:
-            self._adjust(step)
-            result, seconds = self._step(step)
-            step += 1
-            self._log_step(step, result, seconds)
+        if self.run.state.changed_now:
+            self._write("configuration", {"changes": self.run.state.changed_now})
+        try:
+            stopped = self._train()
+        finally:
+            self._batches.close()
+        if stopped and self.step < self.run.last_step:
+            self.progress.note(f"stopped after step {self.step} of {self.run.last_step}; the same command goes on")
+
+    def _train(self) -> bool:
+        training, stopped, steps_here = self.run.job.training, False, 0
+        while self.step < self.run.last_step and not stopped:
+            self._one_step()
+            steps_here += 1
             if self._async_checkpointer is not None:
                 self._async_checkpointer.poll()
-            if self._due(step, self.run.job.evaluation.interval_steps) and step < self.run.last_step:
-                self._evaluate(step)
-            if self._due(step, checkpoint.save_interval_steps):
-                self._save(step)
-            spent = training.exit_after_steps is not None and step >= self.run.first_step + training.exit_after_steps
+            spent = training.exit_after_steps is not None and steps_here >= training.exit_after_steps
             stopped = self.stop_signal.anywhere(self.run.runtime.device) or spent
-        if step == self.run.last_step and self.run.job.evaluation.at_end:
-            self._evaluate(step)
-        self._save(step)
+        if self.step == self.run.last_step and self.run.job.evaluation.at_end:
+            self._evaluate()
+        self._save()
         if self._async_checkpointer is not None:
             self._async_checkpointer.wait()
-        if stopped and step < self.run.last_step:
-            self.progress.note(f"stopped after step {step} of {self.run.last_step}; the same command goes on")
+        return stopped
 
-    def microbatches(self, step: int) -> list[MicroBatch]:
-        """This process's micro-batches of the step that follows `step` steps."""
-        training, runtime = self.run.job.training, self.run.runtime
-        samples = sample_numbers_of_rank(
-            step * training.global_batch_size,
-            training.global_batch_size,
-            training.micro_batch_size,
-            runtime.data_parallel_rank,
-            runtime.data_parallel_size,
-        )
-        size = self.run.job.parallel.context_parallel_size
-        return [to_microbatch(self.run.stream.batch(numbers), runtime.device, size) for numbers in samples]
+    def _one_step(self) -> None:
+        """A step and what is due after it. An incident may end the run, or put it back to an earlier step."""
+        try:
+            self._adjust()
+            result, times, first_sample = self._compute()
+            self.run.state.trajectory.advance()
+            self._log_step(result, times, first_sample)
+            cause, action = self.healer.examine(result)
+            if action not in ("stop", "rollback"):
+                if action is not None:
+                    self.healer.keep(cause, action)
+                self._evaluate_and_save()
+                return
+        except FloatingPointError as error:
+            # The weights themselves, or what they give on held-out text: there is no step to leave out.
+            cause, action = str(error), self.healer.remedy_of_weights()
+        if action == "stop":
+            self.healer.stop(cause)
+        if self._async_checkpointer is not None:
+            self._async_checkpointer.wait()
+        self._batches.forget()
+        self.healer.roll_back(cause)
+        self._last_saved_step = self.step
 
-    def _step(self, step: int) -> tuple[StepResult, float]:
+    def _evaluate_and_save(self) -> None:
+        """What is due after a step; after the last one in this order too, so that a checkpoint knows its evaluation."""
+        job, is_last = self.run.job, self.step == self.run.last_step
+        if job.evaluation.at_end if is_last else _is_due(self.step, job.evaluation.interval_steps):
+            self._evaluate()
+        if is_last or _is_due(self.step, job.checkpoint.save_interval_steps):
+            self._save()
+
+    def _compute(self) -> tuple[StepResult, StepTimes, int]:
+        """Forward, backward and update of the next step; also the first of its samples."""
+        state = self.run.state
         start = time.perf_counter()
+        first_sample = int(next(state.trajectory.upcoming())[0])
+        batch = self._batches.take(state.trajectory.upcoming(), may_read=self._is_settled)
+        microbatches = [microbatch.to(self.run.runtime.device) for microbatch in batch]
+        data_seconds = time.perf_counter() - start
         result = train_step(
             self.run.model_chunks,
             self.run.optimizer,
-            self.microbatches(step),
-            learning_rate=self.run.schedule(step * self.run.tokens_per_step),
-            num_components=len(self.run.stream.component_names),
+            microbatches,
+            learning_rate=self.run.schedule(first_sample * state.stream.seq_length),
+            num_components=len(state.stream.component_names),
+            accept=self.healer.accept,
         )
         synchronize(self.run.runtime.device)
-        if not result.updated and self.run.job.training.fail_on_nan:
-            raise FloatingPointError(
-                f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: not finite. Lower "
-                "optimizer.lr, look at what this step read (tools/inspect_stream.py), or skip such steps with "
-                "training.fail_on_nan false"
-            )
-        return result, time.perf_counter() - start
+        return result, StepTimes(time.perf_counter() - start, data_seconds), first_sample
 
-    def _adjust(self, step: int) -> None:
-        """Live adjustment of the mixture, where the stream asks for one before this step's first sample."""
-        sample = step * self.run.job.training.global_batch_size
-        if self.run.stream.next_adjustment_sample(sample) != sample:
+    def _read_batch(self, samples: np.ndarray) -> list[MicroBatch]:
+        """This process's micro-batches of a step, on the host."""
+        runtime, stream = self.run.runtime, self.run.state.stream
+        numbers = sample_numbers_of_rank(
+            samples, self.run.job.training.micro_batch_size, runtime.data_parallel_rank, runtime.data_parallel_size
+        )
+        size = self.run.job.parallel.context_parallel_size
+        return [host_microbatch(stream.batch(row), runtime.device, size) for row in numbers]
+
+    def _is_settled(self, first_sample: int) -> bool:
+        """Whether no adjustment of the mixture is due before this sample."""
+        return self.run.state.stream.next_adjustment_sample(first_sample) != first_sample
+
+    def _adjust(self) -> None:
+        """Live adjustment of the mixture, where the stream asks for one before the next step's first sample."""
+        stream, sample = self.run.state.stream, self.run.state.trajectory.consumed_samples
+        if stream.next_adjustment_sample(sample) != sample:
             return
-        decision = self.run.stream.adjust(sample, self._evaluate(step).perplexity_by_component)
+        perplexity = self._evaluate().perplexity_by_component
+        self._batches.forget()
+        decision = stream.adjust(sample, perplexity)
         if decision is not None:
-            self.metrics.write("decision", step, dataclasses.asdict(decision))
+            self._write("decision", dataclasses.asdict(decision))
             moved = (
                 f"{name} {before:.3f}→{decision.shares_after[name]:.3f}"
                 for name, before in decision.shares_before.items()
                 if before != decision.shares_after[name]
             )
-            self.progress.note(f"step {step}: topic shares  {'  '.join(moved)}")
+            self.progress.note(f"step {self.step}: topic shares  {'  '.join(moved)}")
 
-    def _evaluate(self, step: int) -> EvaluationResult:
-        """Held-out losses after `step` steps; asked again for the same weights, the same answer."""
-        if self._last_evaluation is not None and self._last_evaluation[0] == step:
-            return self._last_evaluation[1]
+    def _evaluate(self) -> EvaluationResult:
+        """Held-out losses now; asked again for the same weights, the same answer."""
+        state = self.run.state
+        if state.last_evaluation is not None and state.last_evaluation[0] == self.step:
+            return state.last_evaluation[1]
         result = evaluate(
             self.run.model_chunks,
-            self.run.stream,
+            state.stream,
             micro_batch_size=self.run.job.training.micro_batch_size,
             device=self.run.runtime.device,
         )
+        state.last_evaluation = (self.step, result)
         if result.loss_by_component:
             values = {"loss": result.loss_by_component, "perplexity": result.perplexity_by_component}
-            self.metrics.write("evaluation", step, values)
+            self._write("evaluation", values)
             losses = "  ".join(f"{name} {loss:.4f}" for name, loss in result.loss_by_component.items())
-            self.progress.note(f"step {step}: held-out loss  {losses}")
-        self._last_evaluation = (step, result)
+            self.progress.note(f"step {self.step}: held-out loss  {losses}")
         return result
 
-    def _log_step(self, step: int, result: StepResult, seconds: float) -> None:
-        consumed_tokens = step * self.run.tokens_per_step
-        rates = self.run.throughput.rates(seconds)
-        memory_gib = peak_memory_bytes(self.run.runtime.device) / 2**30
+    def _log_step(self, result: StepResult, times: StepTimes, first_sample: int) -> None:
+        state, runtime = self.run.state, self.run.runtime
+        batch_size = state.trajectory.stretches[-1].batch_size
+        rates = self.run.throughput.rates(batch_size * state.stream.seq_length, times.step_seconds)
         mfu = f"  MFU {rates['mfu']:.1%}" if "mfu" in rates else ""
+        slow_data = times.data_seconds > SLOW_DATA_SHARE * times.step_seconds
+        self.progress.last_step = self.run.last_step
         self.progress.step(
-            step,
+            self.step,
             f"loss {result.loss:.4f}  grad norm {result.grad_norm:.3f}  lr {result.learning_rate:.2e}  "
-            f"{rates['tokens_per_second']:,.0f} tokens/s{mfu}  {consumed_tokens:,} tokens",
+            f"{rates['tokens_per_second']:,.0f} tokens/s{mfu}  {state.position()['consumed_tokens']:,} tokens"
+            + (f"  waited {times.data_seconds:.1f} s for data" if slow_data else ""),
         )
-        if step % self.run.job.logging.interval_steps and step != self.run.last_step:
+        if self.step % self.run.job.logging.interval_steps and self.step != self.run.last_step:
             return
-        names = self.run.stream.component_names
+        names = state.stream.component_names
         by_component = {n: loss for n, loss in zip(names, result.component_losses, strict=True) if math.isfinite(loss)}
         values = {
             "loss": result.loss,
             "loss_by_component": by_component,
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
-            "step_seconds": seconds,
+            **dataclasses.asdict(times),
             **rates,
-            "peak_memory_gib": memory_gib,
+            "peak_memory_gib": peak_memory_bytes(runtime.device) / 2**30,
             "num_tokens": result.num_tokens,
-            "consumed_tokens": consumed_tokens,
-            "consumed_samples": step * self.run.job.training.global_batch_size,
-            "shares": self.run.stream.shares(min((step - 1) * self.run.job.training.global_batch_size,
-                                                 self.run.stream.num_samples - 1)),
+            "global_batch_size": batch_size,
+            "shares": state.stream.shares(first_sample),
             "updated": result.updated,
-        }  # fmt: skip
-        self.metrics.write("step", step, values)
+        }
+        self._write("step", values)
 
-    def _save(self, step: int) -> None:
+    def _save(self) -> None:
         config = self.run.job.checkpoint
-        if config.save is None or step == self._last_saved_step:
+        if config.save is None or self.step == self._last_saved_step:
             return
+        state = {
+            "learning_rate": self.run.schedule(self.run.state.position()["consumed_tokens"]),
+            "config": self.run.job_json,
+            **self.run.state.to_json(),
+        }
         arguments: dict[str, Any] = {
             "root": Path(config.save),
-            "step": step,
+            "step": self.step,
             "architecture": self.run.architecture,
             "model_chunks": self.run.model_chunks,
             "optimizer": self.run.optimizer,
             "rng_state": collect_rng_state(),
-            "state": self._state(step),
+            "state": state,
             "keep": config.keep,
         }
         start = time.perf_counter()
@@ -206,21 +243,14 @@ class TrainingLoop:
             self._async_checkpointer.save(**arguments)
         else:
             save_checkpoint(**arguments)
-        self._last_saved_step = step
+        self._last_saved_step = self.step
         seconds = time.perf_counter() - start
-        self.metrics.write("checkpoint", step, {"seconds": seconds})
-        self.progress.note(f"step {step}: checkpoint in {config.save} ({seconds:.1f} s)")
+        self._write("checkpoint", {"seconds": seconds})
+        self.progress.note(f"step {self.step}: checkpoint in {config.save} ({seconds:.1f} s)")
 
-    def _state(self, step: int) -> dict[str, Any]:
-        consumed_samples = step * self.run.job.training.global_batch_size
-        return {
-            "consumed_samples": consumed_samples,
-            "consumed_tokens": consumed_samples * self.run.stream.seq_length,
-            "learning_rate": self.run.schedule(step * self.run.tokens_per_step),
-            "stream": self.run.stream.state_dict(consumed_samples),
-            "config": self.run.job_json,
-        }
+    def _write(self, kind: str, values: dict[str, Any]) -> None:
+        self.metrics.write(kind, self.step, {**self.run.state.position(), **values})
 
-    @staticmethod
-    def _due(step: int, interval: int | None) -> bool:
-        return interval is not None and step % interval == 0
+
+def _is_due(step: int, interval: int | None) -> bool:
+    return interval is not None and step % interval == 0

@@ -2,45 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
+METRICS_FILE = "metrics.jsonl"
 QUIET_INTERVAL_SECONDS = 15.0
 
 
-class MetricsWriter:
-    """One record for each logged step, evaluation or decision.
 
-    `metrics.jsonl` has one JSON object per line with `kind` ("step", "evaluation", "decision") and `step`, the number
-    of optimizer steps done. When a run resumes at an earlier step than the file's last line, the lines after it are
-    dropped first, so that each step stands there once.
+Keeps = Callable[[dict[str, Any]], bool]
+"""Whether a record that is there stands for what the run has done."""
+
+
+class MetricsWriter:
+    """One record for each logged step, evaluation, decision, checkpoint, incident or changed configuration.
+
+    `metrics.jsonl` has one JSON object per line with `kind`, `step` (optimizer steps done) and `time` (seconds since
+    1970). When a run goes on from a checkpoint, what the file says beyond it is dropped first, so that everything
+    stands there once. A line that cannot be read is moved to `metrics.jsonl.damaged`.
+
+    Args:
+        directory: None writes nothing.
+        resumed_step: steps done when it starts.
+        keeps: of the records that are there; by default those up to `resumed_step`.
+
+    Raises:
+        OSError: the folder cannot be written to; names it.
     """
 
-    def __init__(self, directory: Path | None, *, resumed_step: int, tensorboard: bool) -> None:
-        self._file = None
+    def __init__(
+        self, directory: Path | None, *, resumed_step: int, tensorboard: bool, keeps: Keeps | None = None
+    ) -> None:
+        self._directory, self._wants_tensorboard = directory, tensorboard
+        self._file: IO[str] | None = None
         self._tensorboard: Any = None
-        if directory is None:
+        self.num_damaged = 0
+        """Lines that were moved aside."""
+        self.rewind(resumed_step, keeps or (lambda record: record["step"] <= resumed_step))
+
+    def rewind(self, step: int, keeps: Keeps) -> None:
+        """Go on after `step`; drop the records that do not hold any more."""
+        self.close()
+        if self._directory is None:
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        _drop_after(path, resumed_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        if tensorboard:
+        with self._explained():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / METRICS_FILE
+            self.num_damaged += _keep_only(path, keeps)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        if self._wants_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_step + 1)
+            self._tensorboard = SummaryWriter(str(self._directory / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append a record; numbers in it, also one level down, become TensorBoard curves `kind/name`."""
         if self._file is not None:
-            record = {"kind": kind, "step": step, **_finite(values)}
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self._file.flush()
+            record = {"kind": kind, "step": step, "time": round(time.time(), 3), **_finite(values)}
+            with self._explained():
+                self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                self._file.flush()
         if self._tensorboard is not None:
             for name, value in _flat(values):
                 if math.isfinite(value):
@@ -50,8 +78,19 @@ class MetricsWriter:
         """Flush and close the files."""
         if self._file is not None:
             self._file.close()
+            self._file = None
         if self._tensorboard is not None:
             self._tensorboard.close()
+            self._tensorboard = None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"logging.directory: {self._directory} cannot be written ({error}); make room or choose another folder"
+            ) from error
 
 
 class ProgressLine:
@@ -59,7 +98,7 @@ class ProgressLine:
 
     def __init__(self, *, first_step: int, last_step: int, show: bool) -> None:
         self._show = show
-        self._last_step = last_step
+        self.last_step = last_step
         self._last_print = -math.inf
         self._progress: Any = None
         if show and sys.stderr.isatty():
@@ -82,10 +121,10 @@ class ProgressLine:
     def step(self, step: int, text: str) -> None:
         """Show the state after `step` steps."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=text)
-        elif self._show and (time.monotonic() - self._last_print > QUIET_INTERVAL_SECONDS or step == self._last_step):
+            self._progress.update(self._task, completed=step, total=self.last_step, description=text)
+        elif self._show and (time.monotonic() - self._last_print > QUIET_INTERVAL_SECONDS or step == self.last_step):
             self._last_print = time.monotonic()
-            print(f"step {step}/{self._last_step}  {text}", flush=True)
+            print(f"step {step}/{self.last_step}  {text}", flush=True)
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -100,24 +139,36 @@ class ProgressLine:
             self._progress.stop()
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _keep_only(path: Path, keeps: Keeps) -> int:
+    """Leave the records that hold, in their order; returns the number of damaged lines that were moved aside.
+
+    What follows the last line's end is what a killed process was writing, and is dropped.
+    """
     if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    aside = path.with_suffix(".jsonl.tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in kept)
+        return 0
+    kept, damaged = [], []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+            record["step"] + 0, record["kind"] + ""
+        except (ValueError, KeyError, TypeError):  # a UnicodeDecodeError is a ValueError
+            damaged.append(line)
+            continue
+        if keeps(record):
+            kept.append(line)
+    if damaged:
+        _write_lines(path.with_name(path.name + ".damaged"), damaged, "ab")
+    aside = path.with_name(path.name + ".tmp")
+    _write_lines(aside, kept, "wb")
+    aside.replace(path)
+    return len(damaged)
+
+
+def _write_lines(path: Path, lines: Sequence[bytes], mode: Literal["ab", "wb"]) -> None:
+    with open(path, mode) as file:
+        file.writelines(line + b"\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def _step_of(line: str) -> float:
-    """The record's step; infinite for a line that a killed process left unfinished."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
 
 
 def _finite(value: Any) -> Any:

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from megatron_synE.checkpoint import (
-    LoadedState,
     architecture_from_hf,
     find_latest,
     init_from_hf,
     load_checkpoint,
     read_state,
-    restore_rng_state,
 )
-from megatron_synE.checkpoint.layout import read_architecture
+from megatron_synE.checkpoint.layout import DamagedCheckpoint, read_architecture
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data.preflight import preflight as data_preflight
-from megatron_synE.data.stream import DataStream
 from megatron_synE.model import build_model_chunks
 from megatron_synE.model.layer_specs import TRANSFORMER_ENGINE_MISSING
 from megatron_synE.runtime import Runtime, device_name
-from megatron_synE.training.loop import TrainingRun
 from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
+from megatron_synE.training.run import TrainingRun, candidates_of_all_ranks, read_run_state
+from megatron_synE.training.run_state import RunState, start_run_state
 from megatron_synE.training.schedule import LearningRateSchedule, make_schedule
 from megatron_synE.training.throughput import make_throughput
 
@@ -104,42 +103,53 @@ def _vocabulary_problems(job: JobConfig, base: LlamaArchitecture | None) -> list
 
 
 def build_run(
-    job: JobConfig, job_json: dict[str, Any], architecture: LlamaArchitecture, runtime: Runtime
+    job: JobConfig,
+    job_json: dict[str, Any],
+    architecture: LlamaArchitecture,
+    runtime: Runtime,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TrainingRun:
     """Build stream, model and optimizer; resume, or start from other weights.
 
+    A checkpoint that turns out to be damaged is told, and the newest one that is not is taken.
+
     Raises:
-        ValueError: a checkpoint or a corpus does not fit the job.
+        ValueError: no checkpoint is undamaged, or one or a corpus does not fit the job.
     """
-    resume_from = find_latest(job.checkpoint.save) if job.checkpoint.save is not None else None
-    resume_state = read_state(resume_from) if resume_from is not None else None
-    if resume_state is not None and "stream" not in resume_state:
+    damaged = []
+    for directory in candidates_of_all_ranks(job.checkpoint.save):
+        try:
+            return _build_run(job, job_json, architecture, runtime, directory)
+        except DamagedCheckpoint as error:
+            damaged.append(str(error))
+            say(f"WARNING: {error}")
+            say("WARNING: going on with the checkpoint before it")
+    if damaged:
         raise ValueError(
-            f"checkpoint.save: {resume_from} is an imported model, not a run; name it as checkpoint.load, "
-            "and another folder as checkpoint.save"
-        )
-    first_step = resume_state["step"] if resume_state else 0
-    stream = DataStream.build(
-        job.data,
-        state=resume_state["stream"] if resume_state else None,
-        cache_builder=runtime.is_main,
-        at_sample=resume_state["consumed_samples"] if resume_state else None,
-    )
-    schedule, last_step = _length_of_run(job, stream)
+            f"checkpoint.save: every checkpoint in {job.checkpoint.save} is damaged:\n" + "\n".join(damaged) +
+            "\nrestore one of them, or move the folder away to start afresh"
+        )  # fmt: skip
+    return _build_run(job, job_json, architecture, runtime, None)
+
+
+def _build_run(
+    job: JobConfig,
+    job_json: dict[str, Any],
+    architecture: LlamaArchitecture,
+    runtime: Runtime,
+    resume_from: Path | None,
+) -> TrainingRun:
+    if resume_from is None:
+        run_state = start_run_state(job, vocab_size=architecture.vocab_size, cache_builder=runtime.is_main)
+    else:
+        run_state = read_run_state(job, job_json, resume_from, architecture, runtime)
+    schedule = _schedule(job, run_state)
     bare_chunks = build_model_chunks(architecture, job.model, job.parallel, job.precision, device=runtime.device)
     if resume_from is None and job.checkpoint.init_from_hf is not None:
         init_from_hf(bare_chunks, job.checkpoint.init_from_hf)
     model_chunks = wrap_data_parallel(bare_chunks, job.parallel, job.precision)
     optimizer = build_optimizer(model_chunks, job.optimizer, job.parallel, job.precision)
-    if resume_from is not None:
-        loaded = load_checkpoint(resume_from, architecture=architecture, model_chunks=model_chunks, optimizer=optimizer)
-        _restore_generators(loaded)
-    elif job.checkpoint.load is not None:
-        load_checkpoint(
-            job.checkpoint.load, architecture=architecture, model_chunks=model_chunks, optimizer=optimizer,
-            weights_only=True,
-        )  # fmt: skip
-    return TrainingRun(
+    run = TrainingRun(
         job=job,
         job_json=job_json,
         runtime=runtime,
@@ -147,41 +157,42 @@ def build_run(
         model_chunks=model_chunks,
         optimizer=optimizer,
         schedule=schedule,
-        stream=stream,
         throughput=make_throughput(
             architecture,
-            seq_length=stream.seq_length,
-            global_batch_size=job.training.global_batch_size,
+            seq_length=run_state.stream.seq_length,
             world_size=runtime.world_size,
             peak_tflops=job.logging.peak_tflops,
             device_name=device_name(runtime.device),
         ),
-        first_step=first_step,
-        last_step=last_step,
+        first_step=run_state.trajectory.step,
+        state=run_state,
     )
+    if resume_from is not None:
+        run.restore(resume_from)
+    elif job.checkpoint.load is not None:
+        load_checkpoint(
+            job.checkpoint.load, architecture=architecture, model_chunks=model_chunks, optimizer=optimizer,
+            weights_only=True,
+        )  # fmt: skip
+    return run
 
 
-def _length_of_run(job: JobConfig, stream: DataStream) -> tuple[LearningRateSchedule, int]:
+def _schedule(job: JobConfig, state: RunState) -> LearningRateSchedule:
     """The schedule spans the whole token budget, also when training.train_steps stops earlier."""
-    budget_steps = stream.num_samples // job.training.global_batch_size
+    num_samples, budget_steps = state.stream.num_samples, state.trajectory.last_step
     if budget_steps == 0:
         raise ValueError(
-            f"data.stages: {stream.num_samples} samples are less than one global batch of "
-            f"{job.training.global_batch_size}; raise the budget, or lower training.global_batch_size"
+            f"data.stages: {num_samples} samples are less than one global batch of "
+            f"{job.training.global_batch_size_at(0)}; raise the budget, or lower training.global_batch_size"
         )
-    steps = job.training.train_steps or budget_steps
-    if steps > budget_steps:
+    if (job.training.train_steps or 0) > budget_steps:
         raise ValueError(
-            f"training.train_steps: {steps} is more than the {budget_steps} steps of the budget of data.stages; "
-            "raise the budget, or drop train_steps"
+            f"training.train_steps: {job.training.train_steps} is more than the {budget_steps} steps of the budget of "
+            "data.stages; raise the budget, or drop train_steps"
         )
-    tokens_per_step = job.training.global_batch_size * stream.seq_length
-    schedule = make_schedule(
-        job.schedule, job.optimizer.lr, total_tokens=budget_steps * tokens_per_step, tokens_per_step=tokens_per_step
+    return make_schedule(
+        job.schedule,
+        job.optimizer.lr,
+        total_tokens=num_samples * state.stream.seq_length,
+        tokens_per_step=job.training.global_batch_size * state.stream.seq_length,
     )
-    return schedule, steps
-
-
-def _restore_generators(loaded: LoadedState) -> None:
-    if loaded.rng_state is not None:
-        restore_rng_state(loaded.rng_state)

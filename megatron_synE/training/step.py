@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,12 @@ class StepResult:
     learning_rate: float
     """Learning rate of the update."""
     updated: bool
-    """False when the gradient was not finite and the update was left out."""
+    """False when the update was left out: loss or gradient were not finite, or it was refused."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient norm are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def freeze_startup_objects() -> None:
@@ -56,31 +62,41 @@ def train_step(
     *,
     learning_rate: float,
     num_components: int,
+    accept: Callable[[StepResult], bool] = lambda result: True,
 ) -> StepResult:
-    """Gradients of all micro-batches, reduced and divided once by the number of valid tokens; clip; update."""
+    """Gradients of all micro-batches, reduced and divided once by the number of valid tokens; clip; update.
+
+    Args:
+        accept: whether a finite step may update the weights; the same answer on all processes.
+    """
     for chunk in model_chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     report = run_microbatches(model_chunks, microbatches, num_components=num_components, forward_only=False)
     loss, num_tokens, component_losses, component_tokens = summarise(report)
     set_learning_rate(optimizer, learning_rate)
-    grad_norm, updated = update(optimizer) if math.isfinite(loss) else (math.nan, False)
-    return StepResult(loss, num_tokens, component_losses, component_tokens, grad_norm, learning_rate, updated)
+    grad_norm = gradient_norm(optimizer) if math.isfinite(loss) else math.nan
+    result = StepResult(loss, num_tokens, component_losses, component_tokens, grad_norm, learning_rate, updated=False)
+    if not result.finite or not accept(result):
+        return result
+    return dataclasses.replace(result, updated=update(optimizer, grad_norm))
 
 
-def update(optimizer: ChainedOptimizer) -> tuple[float, bool]:
-    """Clip and apply the reduced gradients; returns the norm before clipping, and whether the weights were updated.
+def gradient_norm(optimizer: ChainedOptimizer) -> float:
+    """Global L2 norm of the reduced gradients; nan where megatron-core's scaler found an infinity."""
+    return math.nan if optimizer.prepare_grads() else float(optimizer.get_grad_norm())
+
+
+def update(optimizer: ChainedOptimizer, grad_norm: float) -> bool:
+    """Clip and apply the reduced gradients of this finite norm; whether the weights were updated.
 
     megatron-core's own `step` looks at the norm only to scale by it: without a loss scaler, as in bf16, one NaN in a
-    gradient would reach every weight. Here a norm that is not finite leaves weights and moments as they are.
+    gradient would reach every weight. Here a step that is not finite never gets this far.
     """
-    grad_norm = math.nan if optimizer.prepare_grads() else float(optimizer.get_grad_norm())
-    if not math.isfinite(grad_norm):
-        return grad_norm, False
     for part in optimizer.chained_optimizers:
         if part.config.clip_grad > 0 and part.get_parameters():
             _clip(part, grad_norm)
-    return grad_norm, bool(optimizer.step_with_ready_grads())
+    return bool(optimizer.step_with_ready_grads())
 
 
 def _clip(part: MegatronOptimizer, grad_norm: float) -> None:

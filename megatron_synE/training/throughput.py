@@ -17,13 +17,12 @@ class Throughput:
     """Turns the time of a step into rates."""
 
     flops_per_token: float
-    tokens_per_step: int
     world_size: int
     peak_tflops: float | None
 
-    def rates(self, step_seconds: float) -> dict[str, float]:
+    def rates(self, num_tokens: int, step_seconds: float) -> dict[str, float]:
         """tokens/s of the whole job; TFLOP/s of each device; MFU where the peak is known."""
-        tokens_per_second = self.tokens_per_step / step_seconds
+        tokens_per_second = num_tokens / step_seconds
         tflops = tokens_per_second * self.flops_per_token / self.world_size / 1e12
         rates = {"tokens_per_second": tokens_per_second, "tflops_per_device": tflops}
         if self.peak_tflops:
@@ -32,14 +31,12 @@ class Throughput:
 
 
 def make_throughput(
-    architecture: LlamaArchitecture, *, seq_length: int, global_batch_size: int, world_size: int,
-    peak_tflops: float | None, device_name: str,
-) -> Throughput:  # fmt: skip
+    architecture: LlamaArchitecture, *, seq_length: int, world_size: int, peak_tflops: float | None, device_name: str
+) -> Throughput:
     """`peak_tflops`, or the data-sheet figure of a GPU known by name."""
     known = next((peak for name, peak in KNOWN_PEAK_TFLOPS.items() if name in device_name), None)
     return Throughput(
         flops_per_token=architecture.train_flops_per_token(seq_length),
-        tokens_per_step=seq_length * global_batch_size,
         world_size=world_size,
         peak_tflops=peak_tflops or known,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,11 @@ GLOBAL_BATCH_SIZE = 8
 MICRO_BATCH_SIZE = 2
 
 
-def synthetic_batch(numbers: range, isolate_documents: bool) -> Batch:
+def synthetic_batch(numbers: Iterable[int], isolate_documents: bool) -> Batch:
     """Samples that depend on their global number only; documents of uneven lengths, borders masked from the loss."""
     rows, starts = [], []
     for number in numbers:
-        random = np.random.default_rng(number)
+        random = np.random.default_rng(int(number))
         rows.append(random.integers(0, ARCHITECTURE.vocab_size, SEQ_LENGTH + 1))
         starts.append(sorted(random.choice(np.arange(1, SEQ_LENGTH), size=number % 4, replace=False).tolist()))
     component_B = np.array([number % NUM_COMPONENTS for number in numbers], np.int32)
@@ -72,8 +73,8 @@ class SmallRun:
         from megatron_synE.training.microbatches import sample_numbers_of_rank, to_microbatch
 
         numbers = sample_numbers_of_rank(
-            step * GLOBAL_BATCH_SIZE, GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE, self.runtime.data_parallel_rank,
-            self.runtime.data_parallel_size,
+            np.arange(step * GLOBAL_BATCH_SIZE, (step + 1) * GLOBAL_BATCH_SIZE), MICRO_BATCH_SIZE,
+            self.runtime.data_parallel_rank, self.runtime.data_parallel_size,
         )  # fmt: skip
         return [
             to_microbatch(synthetic_batch(n, self.isolate_documents), self.runtime.device, self.context_parallel_size)

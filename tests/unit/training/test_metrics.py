@@ -72,8 +72,8 @@ def test_throughput_counts_the_models_flops() -> None:
     assert ARCHITECTURE.num_matmul_parameters() == matmul
     flops = 6 * matmul + 6 * 4 * 64 * 32
     rates = make_throughput(
-        ARCHITECTURE, seq_length=32, global_batch_size=8, world_size=2, peak_tflops=1e-3, device_name="CPU"
-    ).rates(0.5)
+        ARCHITECTURE, seq_length=32, world_size=2, peak_tflops=1e-3, device_name="CPU"
+    ).rates(256, 0.5)
     assert rates["tokens_per_second"] == 512
     assert rates["tflops_per_device"] == pytest.approx(512 * flops / 2 / 1e12)
     assert rates["mfu"] == pytest.approx(512 * flops / 2 / 1e9)
@@ -81,6 +81,6 @@ def test_throughput_counts_the_models_flops() -> None:
 
 def test_known_gpus_have_a_peak() -> None:
     throughput = make_throughput(
-        ARCHITECTURE, seq_length=32, global_batch_size=8, world_size=1, peak_tflops=None, device_name="NVIDIA H200"
+        ARCHITECTURE, seq_length=32, world_size=1, peak_tflops=None, device_name="NVIDIA H200"
     )
     assert throughput.peak_tflops == 989.0

@@ -16,7 +16,8 @@ from tests.helpers.training import SEQ_LENGTH, synthetic_batch
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 1000))
 def test_processes_together_read_the_global_batch_once(micro: int, dp: int, rounds: int, first: int) -> None:
     size = micro * dp * rounds
-    read = [n for rank in range(dp) for r in sample_numbers_of_rank(first, size, micro, rank, dp) for n in r]
+    batch = np.arange(first, first + size)
+    read = [n for rank in range(dp) for row in sample_numbers_of_rank(batch, micro, rank, dp) for n in row.tolist()]
     assert sorted(read) == list(range(first, first + size))
 
 

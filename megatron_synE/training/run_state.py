@@ -1,0 +1,118 @@
+"""What a run is at a moment, beside weights and generators: the trainer's own part of a checkpoint's state.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_synE.config.job import JobConfig
+from megatron_synE.data.stream import DataStream
+from megatron_synE.training.config_changes import config_changes
+from megatron_synE.training.evaluate import EvaluationResult
+from megatron_synE.training.healing import IncidentLog, SpikeDetector
+from megatron_synE.training.trajectory import Trajectory
+
+
+@dataclass
+class RunState:
+    """Everything that a resumed run has to know to go on as if it had not been interrupted."""
+
+    stream: DataStream
+    trajectory: Trajectory
+    spikes: SpikeDetector
+    incidents: IncidentLog
+    last_evaluation: tuple[int, EvaluationResult] | None = None
+    """Step of the newest evaluation, and what it found: asked again for the same weights, the same answer."""
+    config_changes: list[dict[str, Any]] = field(default_factory=list)
+    """What was changed at which resume: `step`, and `changes` as `config_changes` gives them."""
+    changed_now: dict[str, list[Any]] = field(default_factory=dict)
+    """The changes at the latest resume."""
+
+    def position(self) -> dict[str, int]:
+        """How far the run has read."""
+        samples = self.trajectory.consumed_samples
+        return {"consumed_samples": samples, "consumed_tokens": samples * self.stream.seq_length}
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as JSON."""
+        trajectory = self.trajectory
+        evaluation = None
+        if self.last_evaluation is not None:
+            evaluation = {"step": self.last_evaluation[0], **dataclasses.asdict(self.last_evaluation[1])}
+        return {
+            **self.position(),
+            "trajectory": trajectory.to_json(),
+            "stream": self.stream.state_dict(trajectory.consumed_samples),
+            "last_evaluation": evaluation,
+            "spike_windows": self.spikes.to_json(),
+            **self.incidents.to_json(),
+            "config_changes": self.config_changes,
+        }
+
+    def stands_for(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record of metrics.jsonl is of something that this run has done, and will not do again."""
+        step, now = record["step"], self.trajectory.step
+        if record["kind"] == "incident":
+            known = {(incident.step, incident.cause) for incident in self.incidents.incidents}
+            return (step, record.get("cause")) in known
+        if step != now:
+            return step < now
+        if record["kind"] == "evaluation":
+            return self.last_evaluation is not None and self.last_evaluation[0] == now
+        # Decisions and changes come after the checkpoint of their step; they are made, and written, again.
+        return record["kind"] not in ("decision", "configuration")
+
+
+def start_run_state(job: JobConfig, *, vocab_size: int, cache_builder: bool) -> RunState:
+    """A run that begins.
+
+    Raises:
+        ValueError: the corpora do not fit the job.
+    """
+    stream = DataStream.build(job.data, cache_builder=cache_builder)
+    return RunState(
+        stream=stream,
+        trajectory=Trajectory(job.training, stream.num_samples),
+        spikes=SpikeDetector(job.healing),
+        incidents=IncidentLog(job.healing),
+    )
+
+
+def resume_run_state(
+    job: JobConfig, job_json: Mapping[str, Any], state: Mapping[str, Any], *, vocab_size: int, cache_builder: bool
+) -> RunState:
+    """The run of a checkpoint's `state`.
+
+    Raises:
+        ValueError: the state is damaged, or the corpora or the job do not fit it.
+    """
+    stream = DataStream.build(
+        job.data, state=state["stream"], cache_builder=cache_builder, at_sample=int(state["consumed_samples"])
+    )
+    trajectory = Trajectory.resume(job.training, stream.num_samples, state)
+    try:
+        changes = config_changes(state["config"], job_json)
+        found = RunState(
+            stream=stream,
+            trajectory=trajectory,
+            spikes=SpikeDetector(job.healing, state.get("spike_windows")),
+            incidents=IncidentLog(job.healing, state.get("incidents", ()), int(state.get("in_a_row", 0))),
+            last_evaluation=_evaluation(state.get("last_evaluation")),
+            config_changes=list(state.get("config_changes", ())),
+            changed_now=changes,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"state.json: damaged ({error!r}); use another checkpoint") from None
+    if changes:
+        found.config_changes.append({"step": trajectory.step, "changes": changes})
+    return found
+
+
+def _evaluation(content: Mapping[str, Any] | None) -> tuple[int, EvaluationResult] | None:
+    if content is None:
+        return None
+    losses = {str(name): float(loss) for name, loss in content["loss_by_component"].items()}
+    tokens = {str(name): int(number) for name, number in content["tokens_by_component"].items()}
+    return int(content["step"]), EvaluationResult(losses, tokens)
