@@ -6,7 +6,8 @@
     inspect_stream.py … --steps 100:200 --documents FILE                  … and the documents, as JSON lines ("-": here)
     inspect_stream.py … --plot FILE                                       shares over tokens, perplexity per topic (PNG)
 
-Steps are [first, end), counted from 0; step k reads samples [k·B, (k+1)·B), B being training.global_batch_size.
+Steps are [first, end), counted from 0. What the steps up to the checkpoint read, it says itself: the batch size may
+have changed. Later steps are planned with the configuration's batch sizes.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from megatron_synE.checkpoint import read_state
+from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
 from megatron_synE.data import DataStream, ledger, preflight
 from megatron_synE.data.ledger import Entry, documents_read
+from megatron_synE.training.trajectory import Trajectory
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,30 +54,41 @@ def parse_range(text: str) -> tuple[int, int]:
     return int(first), int(end)
 
 
-def read_stream_state(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """The state to inspect; None to plan from the config alone."""
+def open_stream(arguments: argparse.Namespace, job: JobConfig) -> tuple[DataStream, Trajectory]:
+    """The stream and the way through it: of a checkpoint, of a stream's state, or as the configuration plans them.
+
+    Raises:
+        ValueError: the checkpoint holds no run, or does not fit the configuration or its corpora.
+    """
     if arguments.checkpoint is not None:
         state = read_state(arguments.checkpoint)
         if "stream" not in state:
             raise ValueError(f"{arguments.checkpoint}: its state.json holds no data stream")
-        return dict(state["stream"])
+        stream = DataStream.build(job.data, state=state["stream"])
+        return stream, Trajectory.resume(job.training, stream.num_samples, state)
+    stream_state = None
     if arguments.state is not None:
         try:
-            return dict(json.loads(Path(arguments.state).read_text(encoding="utf-8")))
+            stream_state = dict(json.loads(Path(arguments.state).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ValueError(f"{arguments.state}: cannot be read as JSON: {error}") from error
-    return None
+    elif problems := preflight(job.data):
+        raise ValueError("\n".join(problems))
+    stream = DataStream.build(job.data, state=stream_state)
+    return stream, Trajectory(job.training, stream.num_samples)
 
 
-def ranges(arguments: argparse.Namespace, stream: DataStream, global_batch_size: int) -> list[tuple[str, int, int]]:
+def ranges(arguments: argparse.Namespace, stream: DataStream, trajectory: Trajectory) -> list[tuple[str, int, int]]:
     """Title, first and end sample of each table to print."""
     if arguments.samples is not None:
         first, end = arguments.samples
         return [(f"samples {first} to {end}", first, end)]
     if arguments.steps is not None:
         first, end = arguments.steps
-        last = min(end * global_batch_size, stream.num_samples)
-        return [(f"steps {first} to {end}", first * global_batch_size, last)]
+        parts = trajectory.samples_of_steps(first, end)
+        if not parts:
+            raise ValueError(f"--steps: the run has {trajectory.last_step} steps, none of them in {first}:{end}")
+        return [(f"steps {first} to {end}", part.start, part.stop) for part in parts]
     stages = [(f"stage {stage.name}", stage.start, stage.end) for stage in stream.planner.stages]
     return stages if len(stages) == 1 else [*stages, ("all stages", 0, stream.num_samples)]
 
@@ -136,13 +150,11 @@ def plot(stream: DataStream, path: str) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print what was asked for. ValueError for every mistake of the user."""
     job = parse_job(["--config", arguments.config, *arguments.overrides])
-    state = read_stream_state(arguments)
-    problems = job.data.problems() or ([] if state is not None else preflight(job.data))
-    if problems:
+    if problems := job.data.problems() + job.training.problems():
         raise ValueError("\n".join(problems))
-    stream = DataStream.build(job.data, state=state)
+    stream, trajectory = open_stream(arguments, job)
     found = []
-    stretches = ranges(arguments, stream, job.training.global_batch_size)
+    stretches = ranges(arguments, stream, trajectory)
     for title, first, end in stretches:
         entries = ledger(stream, first, end)
         if arguments.json:

@@ -118,9 +118,8 @@ class Trajectory:
         end_step = min(end_step, ahead.last_step)
         while ahead.step < end_step:
             ahead.advance()
-        ends = [stretch.step for stretch in ahead.stretches[1:]] + [ahead.step]
         found: list[range] = []
-        for stretch, end in zip(ahead.stretches, ends, strict=True):
+        for stretch, end in ahead._stretches_with_ends():
             first, stop = max(first_step, stretch.step), min(end_step, end)
             if first < stop:
                 start = ahead._after(stretch.sample, (first - stretch.step) * stretch.batch_size)
@@ -158,12 +157,16 @@ class Trajectory:
             sample = passed.stop
         return found
 
+    def _stretches_with_ends(self) -> list[tuple[Stretch, int]]:
+        """Each stretch, and the steps done at its end."""
+        later = [stretch.step for stretch in self.stretches[1:]]
+        return list(zip(self.stretches, [*later, self.step], strict=False))
+
     def _check(self) -> None:
         """A position must follow from the stretches; the ledger and the schedule rely on it."""
         step, sample = 0, 0
-        ends = [stretch.step for stretch in self.stretches[1:]] + [self.step]
         wrong = bool(self.stretches) != bool(self.step) or any(not 0 <= p.start < p.stop for p in self.passed_over)
-        for stretch, end in zip(self.stretches, ends, strict=True):
+        for stretch, end in self._stretches_with_ends():
             wrong = wrong or stretch.batch_size < 1 or (stretch.step, stretch.sample) != (step, sample) or end <= step
             sample = self._after(sample, (end - step) * stretch.batch_size)
             step = end
