@@ -111,6 +111,13 @@ class Source:
         """Identifies the content of the perplexity annotation."""
         return digest_array(self.perplexity)
 
+    @functools.cached_property
+    def perplexity_order_digest(self) -> str:
+        """Identifies an order by perplexity: the scores, and where documents without one go."""
+        missing = not has_score(self.perplexity).all()
+        unscored = ("first" if self.config.unscored == "first" else "last") if missing else None
+        return digest([self.perplexity_digest, unscored])
+
     def hashes(self) -> np.ndarray:
         """uint64[D] content hash of each document."""
         key = {"kind": "hashes", "version": 1, "corpus": self.corpus.fingerprint}
@@ -190,6 +197,11 @@ class Component:
         """Samples that `max_epochs` allows; None without a cap."""
         cap = self.source.config.max_epochs
         return None if cap is None else max(0, (int(cap * self.num_tokens) - 1) // self.seq_length)
+
+    def read_by_perplexity(self, num_samples: int) -> bool:
+        """Whether the first `num_samples` samples hold documents that were ordered by perplexity."""
+        read = num_samples * self.seq_length
+        return any(order.startswith("perplexity") and token < read for order, token in self.chain)
 
     def epoch(self, number: int, at_token: int | None = None) -> DocumentRun:
         """Epoch `number`, under the orders that hold when token `at_token` is read (None: all of the chain)."""

@@ -196,14 +196,22 @@ class DataStream:
             seq_length=self.seq_length,
             seed=self.config.seed,
             num_samples=self.num_samples,
-            components=[
-                {"name": c.name, "identity": c.identity, "num_tokens": c.num_tokens} for c in self.components
-            ],
+            components=self._recorded_components(self.num_samples if sample is None else sample),
             plan=self.planner.describe(),
             segments=self.timeline.segments,
             decisions=self.decisions,
             sample=sample,
         ).to_json()
+
+    def _recorded_components(self, sample: int) -> list[dict[str, Any]]:
+        """What determined the order of all that is read before `sample`; perplexities only where they had a part."""
+        recorded = []
+        for component, cursor in zip(self.components, self.timeline.cursors(sample), strict=True):
+            entry = {"name": component.name, "identity": component.identity, "num_tokens": component.num_tokens}
+            if component.read_by_perplexity(int(cursor)):
+                entry["order"] = component.source.perplexity_order_digest
+            recorded.append(entry)
+        return recorded
 
     def _replan(self, sample: int, topic_shares: TopicShares, reason: str) -> None:
         self._follow(self.planner.replan(self.timeline, sample, topic_shares, reason))

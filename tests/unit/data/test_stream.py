@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
+from megatron_synE.corpus.annotations import write_annotation
+from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data import Batch, DataStream
 from tests.helpers.corpora import random_documents, write_corpus
 
@@ -228,6 +230,69 @@ def test_states_that_do_not_fit_are_refused_with_all_reasons(config: DataConfig)
         DataStream.build(config, state={})
     with pytest.raises(ValueError, match="incomplete or damaged"):
         DataStream.build(config, state={"format_version": 1})
+
+
+@pytest.fixture
+def by_perplexity(tmp_path: Path) -> DataConfig:
+    """One source by perplexity in its first stage only, two documents without a score."""
+    rng = np.random.default_rng(1)
+    scores = [-1.0, -1.0, *rng.uniform(1, 50, 298)]
+    prefix = write_corpus(tmp_path / "web", random_documents(rng, 300), perplexity=scores)
+    sources = {"web": SourceConfig(prefix, order="perplexity_ascending", unscored="last")}
+    stages = [
+        StageConfig("one", 100 * SEQ_LENGTH, {"web": 1}),
+        StageConfig("two", 100 * SEQ_LENGTH, {"web": 1}, orders={"web": "shuffled"}),
+        StageConfig("three", 100 * SEQ_LENGTH, {"web": 1}, orders={"web": "perplexity_descending"}),
+    ]
+    return DataConfig(sources, stages, seq_length=SEQ_LENGTH, heldout_fraction=0.1)
+
+
+def annotated_anew(config: DataConfig) -> None:
+    """The same corpus, with other perplexities."""
+    corpus = IndexedCorpus(config.sources["web"].prefix)
+    values = np.random.default_rng(8).uniform(1, 50, corpus.num_documents).astype(np.float32)
+    write_annotation(corpus.prefix, "perplexity", values, corpus.fingerprint, {"name": "another"})
+
+
+@pytest.mark.parametrize("sample", [60, 150, None])
+def test_a_perplexity_annotated_anew_is_refused_once_it_was_used(by_perplexity: DataConfig, sample: int | None) -> None:
+    state = through_json(DataStream.build(by_perplexity).state_dict(sample))
+    assert "order" in state["components"][0]
+    assert through_json(DataStream.build(by_perplexity, state=state).state_dict(sample)) == state
+    annotated_anew(by_perplexity)
+    with pytest.raises(ValueError, match=r"data\.sources\.web: .*web\.perplexity\.npy was annotated anew"):
+        DataStream.build(by_perplexity, state=state)
+
+
+def test_the_place_of_documents_without_a_score_is_part_of_the_order(by_perplexity: DataConfig) -> None:
+    state = through_json(DataStream.build(by_perplexity).state_dict(60))
+    for unscored, fits in (("error", True), ("first", False)):
+        source = replace(by_perplexity.sources["web"], unscored=unscored)
+        changed = replace(by_perplexity, sources={"web": source})
+        if fits:
+            DataStream.build(changed, state=state)
+        else:
+            with pytest.raises(ValueError, match="`unscored` changed"):
+                DataStream.build(changed, state=state)
+
+
+def test_perplexities_that_ordered_nothing_yet_may_change(by_perplexity: DataConfig) -> None:
+    stages = [replace(by_perplexity.stages[0], orders={"web": "stored"}), *by_perplexity.stages[1:]]
+    config = replace(by_perplexity, stages=stages)
+    first = DataStream.build(config)
+    state = through_json(first.state_dict(150))
+    assert all("order" not in through_json(first.state_dict(n))["components"][0] for n in (0, 100, 200))
+    assert "order" in through_json(first.state_dict(201))["components"][0]
+    annotated_anew(by_perplexity)
+    second = DataStream.build(config, state=state)
+    samples = range(200)
+    assert (first.batch(samples).tokens_BS == second.batch(samples).tokens_BS).all()
+
+
+def test_states_without_the_order_of_perplexities_stay_readable(by_perplexity: DataConfig) -> None:
+    state = through_json(DataStream.build(by_perplexity).state_dict(60))
+    del state["components"][0]["order"]
+    assert "order" in DataStream.build(by_perplexity, state=state).state_dict(60)["components"][0]
 
 
 def test_stage_order_overrides_apply_to_what_is_left(config: DataConfig) -> None:
