@@ -14,7 +14,7 @@ import pytest
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
 from megatron_synE.corpus.annotations import write_annotation
 from megatron_synE.corpus.indexed import IndexedCorpus
-from megatron_synE.data import Batch, DataStream
+from megatron_synE.data import Batch, DataStream, preflight
 from tests.helpers.corpora import random_documents, write_corpus
 
 TOPICS = ("law", "history", "others")
@@ -308,6 +308,36 @@ def test_an_exhausted_component_stops_the_run_when_it_is_reached(config: DataCon
     stream.batch(range(50))
     with pytest.raises(ValueError, match=r"book_en has used up its 0\.1 epochs at sample \d+.*max_epochs"):
         stream.batch(range(stream.num_samples - 50, stream.num_samples))
+
+
+def test_a_cap_lowered_below_what_was_read_counts_as_exhausted(config: DataConfig) -> None:
+    """Re-weighted from the checkpoint on; raised again, the component goes on where it stood."""
+    config = replace(config, exhausted="reweight")
+    first = DataStream.build(config)
+    lowered = DataStream.build(capped(config, 0.01), state=through_json(first.state_dict(90)))
+    place = lowered.component_names.index("book_en")
+    assert lowered.shares(89) == first.shares(89) and lowered.shares(90)["book_en"] == 0
+    assert lowered.timeline.cursors(90)[place] == lowered.timeline.cursors(500)[place] == 21
+    lowered.batch(range(90, 500))
+    raised = DataStream.build(config, state=through_json(lowered.state_dict(200)))
+    component, index = raised.locate(np.arange(500))
+    assert (index[component == place] == np.arange(raised.timeline.cursors(500)[place])).all()
+    assert raised.timeline.cursors(500)[place] > 21
+    assert preflight(capped(config, 0.01), through_json(first.state_dict(90))) == []
+
+
+def test_a_cap_lowered_below_what_was_read_is_an_error_where_it_is_read_on(config: DataConfig) -> None:
+    state = through_json(DataStream.build(config).state_dict(90))
+    (line,) = preflight(capped(config, 0.01), state)[:1]
+    assert "data.sources.book_en.max_epochs: 0.01" in line
+    done = replace(config, stages=[config.stages[0], StageConfig("rest", 200 * SEQ_LENGTH, {"web_zh": 1})])
+    state = through_json(DataStream.build(done).state_dict(300))
+    assert preflight(capped(done, 0.01), state) == []
+
+
+def capped(config: DataConfig, max_epochs: float) -> DataConfig:
+    book = replace(config.sources["book_en"], max_epochs=max_epochs)
+    return replace(config, sources={**config.sources, "book_en": book})
 
 
 def test_numpy_fallback_gives_the_same_stream(
