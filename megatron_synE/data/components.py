@@ -53,6 +53,10 @@ class DocumentRun:
             corpus.tokens, corpus.sequence_offsets, corpus.document_boundaries, self.order, self.ends, offset, out
         )
 
+    def document_at(self, token: int) -> int:
+        """The number, in the corpus, of the document that holds a token."""
+        return int(self.order[self.places(token, token + 1).start])
+
     def places(self, first_token: int, end_token: int) -> slice:
         """The places that hold tokens [first_token, end_token)."""
         if end_token <= first_token:
@@ -223,6 +227,12 @@ class Component:
             starts += (found + filled).tolist()
             filled += length
         return starts
+
+    def document_at(self, sample: int, place: int) -> int:
+        """The number, in the corpus, of the document that holds token `place` of a sample."""
+        at = sample * self.seq_length
+        number, offset = divmod(at + place, self.num_tokens)
+        return self.epoch(number, at).document_at(offset)
 
     def heldout(self) -> DocumentRun:
         """The held-out documents by ascending content hash: a corpus that grows only inserts into this order."""
