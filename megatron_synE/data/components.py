@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,6 +195,7 @@ class Component:
         self.identity = digest(source.identity(topic))
         self.chain: Chain = ((order, 0),)
         self._epochs: OrderedDict[tuple[int, Chain], DocumentRun] = OrderedDict()
+        self._epochs_lock = threading.Lock()
         first = self.epoch(0)
         self.num_tokens, self.num_documents = first.num_tokens, len(first.order)
 
@@ -210,10 +212,11 @@ class Component:
     def epoch(self, number: int, at_token: int | None = None) -> DocumentRun:
         """Epoch `number`, under the orders that hold when token `at_token` is read (None: all of the chain)."""
         chain = self.chain if len(self.chain) == 1 else self._chain_of_epoch(number, at_token)
-        found = self._epochs.pop((number, chain), None) or self._open_epoch(number, chain)
-        self._epochs[number, chain] = found
-        if len(self._epochs) > EPOCHS_KEPT:
-            self._epochs.popitem(last=False)
+        with self._epochs_lock:
+            found = self._epochs.pop((number, chain), None) or self._open_epoch(number, chain)
+            self._epochs[number, chain] = found
+            if len(self._epochs) > EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
         return found
 
     def read(self, sample: int, out: np.ndarray) -> list[int]:

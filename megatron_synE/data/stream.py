@@ -27,7 +27,11 @@ DEFAULT_CACHE_FOLDER = ".index_cache"
 
 
 class DataStream:
-    """Everything that is read in a run. Build it with `DataStream.build`."""
+    """Everything that is read in a run. Build it with `DataStream.build`.
+
+    One thread may read batches while another asks for anything else, or adjusts: samples before the adjustment are the
+    same before and after it; those from it on have to be read again.
+    """
 
     def __init__(
         self,
@@ -323,7 +327,7 @@ def by_topic(perplexity: Mapping[str, float], shares: TopicShares) -> dict[str, 
     for source, topics in shares.items():
         for topic in topics:
             value = perplexity.get(f"{source}/{topic}")
-            if value is None or not math.isfinite(value):
+            if value is None or not 0 <= value < math.inf:
                 raise ValueError(f"held-out perplexity of {source}/{topic} is {value}; a finite number is needed")
             found.setdefault(source, {})[topic] = float(value)
     return found

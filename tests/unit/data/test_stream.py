@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -170,7 +172,7 @@ def test_a_source_that_joins_later_is_first_measured_then_moved(config: DataConf
     assert stream.shares(200)["web_zh/law"] > middle["web_zh/law"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, None])
 def test_a_perplexity_that_is_no_number_is_refused(config: DataConfig, value: float | None) -> None:
     stream = DataStream.build(config)
     perplexity = measured(stream)
@@ -178,6 +180,20 @@ def test_a_perplexity_that_is_no_number_is_refused(config: DataConfig, value: fl
     with pytest.raises(ValueError, match="perplexity of web_en/law"):
         stream.adjust(0, perplexity)
     assert stream.state_dict()["decisions"] == []
+
+
+@pytest.mark.parametrize("huge", [8e307, sys.float_info.max])
+def test_perplexities_of_any_finite_size_are_compared(config: DataConfig, huge: float) -> None:
+    """A model that falls apart in a topic and recovers."""
+    stream, small = DataStream.build(config), DataStream.build(config)
+    for sample, value, like in ((0, 10.0, 10.0), (100, huge, 30.0), (200, 1.0, 10.0), (300, huge, 30.0)):
+        stream.adjust(sample, measured(stream, web_zh__law=value))
+        small.adjust(sample, measured(small, web_zh__law=like))
+    assert all(math.isfinite(share) for sample in (100, 200, 300) for share in stream.shares(sample).values())
+    assert stream.shares(150) == small.shares(150)
+    assert stream.shares(150)["web_zh/law"] > stream.shares(50)["web_zh/law"]
+    resumed = DataStream.build(config, state=json.loads(json.dumps(stream.state_dict(), allow_nan=False)))
+    assert resumed.state_dict() == stream.state_dict()
 
 
 def test_a_changed_plan_begins_where_the_checkpoint_stands(config: DataConfig) -> None:
