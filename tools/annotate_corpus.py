@@ -2,7 +2,8 @@
 
 Written in parts: a killed job goes on after the parts that are finished. Start it under ``torchrun --nproc-per-node N``
 to share the parts between N processes. An annotation that is already there, by the same annotator and for the same
-content, is left as it is.
+content, is left as it is; one by another annotator is replaced only with ``--overwrite``: runs that read it cannot be
+resumed then.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for command in (topic, perplexity):
         command.add_argument("--prefix", nargs="+", required=True, help="corpora, without .bin/.idx")
         command.add_argument("--part-size", type=int, default=10_000, help="documents per part")
+        command.add_argument("--overwrite", action="store_true", help="replace an annotation by another annotator")
         command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     return parser.parse_args(argv)
 
@@ -83,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
                     "part_size": arguments.part_size,
                     "rank": rank,
                     "world_size": world_size,
+                    "overwrite": arguments.overwrite,
                     "on_progress": on_progress,
                 }
                 if arguments.command == "topic":

@@ -213,8 +213,8 @@ class DataConfig:
             found.append(f"{where}: a source's name is 1 to {MAX_COMPONENT_NAME} characters without '/'; rename it")
         if not source.prefix:
             found.append(f"{where}.prefix: empty; give the path of the corpus without .bin/.idx")
-        if source.max_epochs is not None and source.max_epochs <= 0:
-            found.append(f"{where}.max_epochs: {source.max_epochs} is not positive; drop the source or the cap")
+        if source.max_epochs is not None and not 0 < source.max_epochs < float("inf"):
+            found.append(f"{where}.max_epochs: {source.max_epochs} is no positive number; drop the source or the cap")
         if source.heldout_fraction is not None:
             found += fraction_problems(f"{where}.heldout_fraction", source.heldout_fraction)
         if isinstance(source.topic_shares, dict):

@@ -4,6 +4,7 @@ Several processes (ranks of torchrun) share one job without talking to each othe
 part that is still missing, and whoever finds all parts there puts the annotation in place.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from megatron_synE.corpus.annotations import DTYPES, AnnotationWriter
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
 from megatron_synE.corpus.topics import TopicClassifier
+
+logger = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
@@ -38,6 +41,7 @@ def annotate(
     part_size: int,
     rank: int = 0,
     world_size: int = 1,
+    overwrite: bool = False,
     extra: dict[str, Any] | None = None,
     on_progress: Callable[[int], None] = lambda num_documents: None,
 ) -> bool:
@@ -51,13 +55,19 @@ def annotate(
         part_size: documents per part; a killed job loses at most one part per process.
         rank: which share of the parts to take, below ``world_size``.
         world_size: number of processes that share the job.
+        overwrite: whether to replace the annotation of another annotator, which is then said.
         extra: further entries of the annotation's JSON.
         on_progress: called with the number of documents of each part done.
 
     Returns:
         whether the annotation is complete; False where other ranks still work on their parts.
+
+    Raises:
+        ValueError: another annotator's annotation is in place and ``overwrite`` is not set, or a value cannot be.
     """
-    writer = AnnotationWriter(prefix, name, DTYPES[name], info, part_size)
+    writer = AnnotationWriter(prefix, name, DTYPES[name], info, part_size, overwrite)
+    if writer.replaces and rank == 0:
+        logger.warning("%s: replacing the annotation %s by %s", prefix, name, writer.replaces)
     for part in writer.pending_parts():
         if part % world_size == rank:
             documents = [writer.corpus.document(index) for index in writer.part_range(part)]

@@ -101,7 +101,8 @@ class AnnotationWriter:
     """Writes one annotation in parts of ``part_size`` documents; several processes may share the parts.
 
     Parts of an earlier, killed job are taken over if corpus, annotator, dtype and part size are the same, else removed.
-    An annotation that such a job has already finished is left as it is: no part is pending then.
+    An annotation that such a job has already finished is left as it is: no part is pending then. One by another
+    annotator is only replaced where the caller says so: runs may have read documents in its order.
 
     Args:
         prefix: of the corpus.
@@ -109,6 +110,10 @@ class AnnotationWriter:
         dtype: of the values.
         annotator_info: what determines the values (a model's fingerprint, a version), JSON-able.
         part_size: documents per part.
+        overwrite: whether an annotation of this content by another annotator may be replaced; ``replaces`` names it.
+
+    Raises:
+        ValueError: there is such an annotation, and ``overwrite`` is not set.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class AnnotationWriter:
         dtype: npt.DTypeLike,
         annotator_info: dict[str, Any],
         part_size: int = 10_000,
+        overwrite: bool = False,
     ) -> None:
         if part_size < 1:
             raise ValueError(f"part size {part_size}: must be at least 1 document")
@@ -126,6 +132,7 @@ class AnnotationWriter:
         self.part_size, self.annotator_info = part_size, json.loads(json.dumps(annotator_info))
         self.corpus = IndexedCorpus(prefix)
         self.directory = Path(f"{prefix}.{name}.parts")
+        self.overwrite, self.replaces = overwrite, ""
         self.num_parts = -(-self.corpus.num_documents // part_size)
         job = {
             "fingerprint": self.corpus.fingerprint,
@@ -135,6 +142,7 @@ class AnnotationWriter:
         }
         if self.finished:
             return
+        self.replaces = self._other_annotator(overwrite)
         with self._lock():
             if _read_json(self.directory / "job.json") != job:
                 self._remove_parts()
@@ -146,6 +154,20 @@ class AnnotationWriter:
         info = _read_json(_paths(self.prefix, self.name)[1]) or {}
         recorded = (info.get("fingerprint"), info.get("annotator"), info.get("dtype"))
         return recorded == (self.corpus.fingerprint, self.annotator_info, self.dtype.name)
+
+    def _other_annotator(self, overwrite: bool) -> str:
+        """Who made the annotation that is in place and belongs to this content; empty where there is none."""
+        path = _paths(self.prefix, self.name)[1]
+        info = _read_json(path) or {}
+        if info.get("fingerprint") != self.corpus.fingerprint:
+            return ""
+        annotator = json.dumps(info.get("annotator"), ensure_ascii=False)
+        if not overwrite:
+            raise ValueError(
+                f"{path}: the corpus is annotated already, by {annotator}; runs that read this cannot be resumed with "
+                "another annotation. Annotate a copy of the corpus under another prefix, or replace it with --overwrite"
+            )
+        return annotator
 
     def part_range(self, part: int) -> range:
         """The documents of part ``part``."""
@@ -187,6 +209,7 @@ class AnnotationWriter:
                 return True
             if self.pending_parts():
                 return False
+            self._other_annotator(self.overwrite)
             parts = [np.load(self._part_path(part), allow_pickle=False) for part in range(self.num_parts)]
             values = np.concatenate(parts)
             write_annotation(self.prefix, self.name, values, self.corpus.fingerprint, self.annotator_info, extra)

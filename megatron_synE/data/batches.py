@@ -6,7 +6,7 @@ Legend: B samples, S tokens in a sample, D documents in a batch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,4 +74,22 @@ def assemble(
         positions.reshape(1, -1),
         component_B,
         np.array(packed_starts, np.int32),
+    )
+
+
+def check_tokens(rows: np.ndarray, vocab_size: int, place_of: Callable[[int, int], tuple[str, int]]) -> None:
+    """ValueError when a token of rows int64[B, S+1] is not in a vocabulary of `vocab_size`.
+
+    The model's embedding has more rows than that where it is padded, and each of its parallel shards takes a token of
+    none of them for zero: such tokens would train in silence.
+
+    Args: place_of: row and place in it → prefix of the corpus and number of the document that the token comes from.
+    """
+    if not rows.size or (rows.min() >= 0 and rows.max() < vocab_size):
+        return
+    row, place = (int(n) for n in np.argwhere((rows < 0) | (rows >= vocab_size))[0])
+    prefix, document = place_of(row, place)
+    raise ValueError(
+        f"{prefix}: document {document} holds token {rows[row, place]}, but the model's vocabulary has {vocab_size}; "
+        "tokenise it with the model's tokenizer, or choose the model that fits (tools/verify_corpus.py finds all)"
     )

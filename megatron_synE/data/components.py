@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class DocumentRun:
         return native.gather(
             corpus.tokens, corpus.sequence_offsets, corpus.document_boundaries, self.order, self.ends, offset, out
         )
+
+    def document_at(self, token: int) -> int:
+        """The number, in the corpus, of the document that holds a token."""
+        return int(self.order[self.places(token, token + 1).start])
 
     def places(self, first_token: int, end_token: int) -> slice:
         """The places that hold tokens [first_token, end_token)."""
@@ -110,6 +115,13 @@ class Source:
     def perplexity_digest(self) -> str:
         """Identifies the content of the perplexity annotation."""
         return digest_array(self.perplexity)
+
+    @functools.cached_property
+    def perplexity_order_digest(self) -> str:
+        """Identifies an order by perplexity: the scores, and where documents without one go."""
+        missing = not has_score(self.perplexity).all()
+        unscored = ("first" if self.config.unscored == "first" else "last") if missing else None
+        return digest([self.perplexity_digest, unscored])
 
     def hashes(self) -> np.ndarray:
         """uint64[D] content hash of each document."""
@@ -183,6 +195,7 @@ class Component:
         self.identity = digest(source.identity(topic))
         self.chain: Chain = ((order, 0),)
         self._epochs: OrderedDict[tuple[int, Chain], DocumentRun] = OrderedDict()
+        self._epochs_lock = threading.Lock()
         first = self.epoch(0)
         self.num_tokens, self.num_documents = first.num_tokens, len(first.order)
 
@@ -191,13 +204,19 @@ class Component:
         cap = self.source.config.max_epochs
         return None if cap is None else max(0, (int(cap * self.num_tokens) - 1) // self.seq_length)
 
+    def read_by_perplexity(self, num_samples: int) -> bool:
+        """Whether the first `num_samples` samples hold documents that were ordered by perplexity."""
+        read = num_samples * self.seq_length
+        return any(order.startswith("perplexity") and token < read for order, token in self.chain)
+
     def epoch(self, number: int, at_token: int | None = None) -> DocumentRun:
         """Epoch `number`, under the orders that hold when token `at_token` is read (None: all of the chain)."""
         chain = self.chain if len(self.chain) == 1 else self._chain_of_epoch(number, at_token)
-        found = self._epochs.pop((number, chain), None) or self._open_epoch(number, chain)
-        self._epochs[number, chain] = found
-        if len(self._epochs) > EPOCHS_KEPT:
-            self._epochs.popitem(last=False)
+        with self._epochs_lock:
+            found = self._epochs.pop((number, chain), None) or self._open_epoch(number, chain)
+            self._epochs[number, chain] = found
+            if len(self._epochs) > EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
         return found
 
     def read(self, sample: int, out: np.ndarray) -> list[int]:
@@ -211,6 +230,12 @@ class Component:
             starts += (found + filled).tolist()
             filled += length
         return starts
+
+    def document_at(self, sample: int, place: int) -> int:
+        """The number, in the corpus, of the document that holds token `place` of a sample."""
+        at = sample * self.seq_length
+        number, offset = divmod(at + place, self.num_tokens)
+        return self.epoch(number, at).document_at(offset)
 
     def heldout(self) -> DocumentRun:
         """The held-out documents by ascending content hash: a corpus that grows only inserts into this order."""

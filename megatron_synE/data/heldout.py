@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_synE.data.batches import Batch, assemble
+from megatron_synE.data.batches import Batch, assemble, check_tokens
 from megatron_synE.data.components import DocumentRun
 
 PADDING_TOKEN = 0
@@ -27,9 +27,11 @@ class HeldoutSet:
         max_samples: int,
         isolate_documents: bool,
         eod_mask_loss: bool,
+        vocab_size: int | None = None,
     ) -> None:
         self.documents, self.component, self.seq_length = documents, component, seq_length
         self.isolate_documents, self.eod_mask_loss = isolate_documents, eod_mask_loss
+        self.vocab_size = vocab_size
         # A token that is first in the set is never a label: T tokens give T - 1 predictions.
         self._num_samples = min(max_samples, max(0, -(-(documents.num_tokens - 1) // seq_length)))
 
@@ -37,7 +39,10 @@ class HeldoutSet:
         return self._num_samples
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Samples `indices`, each below len(self); padding has token 0 and loss mask 0. IndexError outside."""
+        """Samples `indices`, each below len(self); padding has token 0 and loss mask 0.
+
+        Raises: IndexError outside; ValueError for a token that the model's vocabulary does not have.
+        """
         rows = np.full((len(indices), self.seq_length + 1), PADDING_TOKEN, np.int64)
         starts, valid_tokens = [], []
         for row, index in enumerate(indices):
@@ -48,6 +53,8 @@ class HeldoutSet:
             places = [int(place) for place in self.documents.read(offset, rows[row, :valid])]
             starts.append(places if valid == rows.shape[1] else [*places, valid])
             valid_tokens.append(valid)
+        if self.vocab_size is not None:
+            check_tokens(rows, self.vocab_size, lambda row, place: self._place_of(int(indices[row]), place))
         return assemble(
             rows,
             starts,
@@ -56,3 +63,6 @@ class HeldoutSet:
             eod_mask_loss=self.eod_mask_loss,
             valid_tokens=valid_tokens,
         )
+
+    def _place_of(self, index: int, place: int) -> tuple[str, int]:
+        return self.documents.corpus.prefix, self.documents.document_at(index * self.seq_length + place)

@@ -8,6 +8,7 @@ and a look-up: component c = table[k mod Q], number (k div Q)·n_c + rank[k mod 
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from fractions import Fraction
@@ -56,13 +57,15 @@ class PeriodTables:
     def __init__(self, kept: int = 4) -> None:
         self.kept = kept
         self._tables: OrderedDict[tuple[int, ...], PeriodTable] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, numerators: tuple[int, ...]) -> PeriodTable:
         """The table of these weights, built when it is not at hand."""
-        found = self._tables.pop(numerators, None) or PeriodTable(numerators)
-        self._tables[numerators] = found
-        if len(self._tables) > self.kept:
-            self._tables.popitem(last=False)
+        with self._lock:
+            found = self._tables.pop(numerators, None) or PeriodTable(numerators)
+            self._tables[numerators] = found
+            if len(self._tables) > self.kept:
+                self._tables.popitem(last=False)
         return found
 
 

@@ -174,7 +174,7 @@ class Planner:
         for number, slot in enumerate(self.slots):
             if slot.capacity is None:
                 continue
-            left = slot.capacity - int(cursors[number])
+            left = max(0, slot.capacity - int(cursors[number]))  # the cap may have been lowered below what was read
             if counts[number] > left:
                 stop = min(stop, start + table.offset_of(number, left))
         return stop

@@ -34,7 +34,12 @@ def preflight(config: DataConfig, state: Mapping[str, Any] | None = None) -> lis
         except ValueError as error:
             found.append(f"data.sources.{name}: {error}")
     try:
-        return found or component_problems(config, sources) or plan_problems(DataStream.build(config, state=state))
+        if not found:
+            found = component_problems(config, sources)
+        if not found:
+            stream = DataStream.build(config, state=state)
+            found = plan_problems(stream, (state or {}).get("sample") or 0)
+        return found
     except ValueError as error:
         return [str(error)]
 
@@ -47,9 +52,9 @@ def component_problems(config: DataConfig, sources: Sequence[Source]) -> list[st
     return found + share_problems(config, components)
 
 
-def plan_problems(stream: DataStream) -> list[str]:
-    """Bounds and caps that the plan cannot keep."""
-    return bound_problems(stream) + exhaustion_problems(stream)
+def plan_problems(stream: DataStream, position: int = 0) -> list[str]:
+    """Bounds and caps that the plan cannot keep from sample `position` on."""
+    return bound_problems(stream) + exhaustion_problems(stream, position)
 
 
 def source_components(config: DataConfig, source: Source) -> list[Component]:
@@ -177,14 +182,15 @@ def bound_problems(stream: DataStream) -> list[str]:
     return found
 
 
-def exhaustion_problems(stream: DataStream) -> list[str]:
-    """Components that the plan, as known now, drives past their max_epochs."""
+def exhaustion_problems(stream: DataStream, position: int) -> list[str]:
+    """Components that the plan, as known now, drives past their max_epochs after sample `position`."""
     found = []
+    standing = stream.timeline.cursors(position)
     for stage in stream.planner.stages:
         cursors = stream.timeline.cursors(stage.end)
-        for component, cursor in zip(stream.components, cursors, strict=True):
+        for component, cursor, before in zip(stream.components, cursors, standing, strict=True):
             capacity = component.capacity()
-            if capacity is not None and cursor > capacity:
+            if capacity is not None and cursor > max(capacity, before):
                 epochs = cursor * stream.seq_length / component.num_tokens
                 found.append(
                     f"data.sources.{component.source.name}.max_epochs: {component.source.config.max_epochs}, but "

@@ -38,7 +38,8 @@ class StreamState:
     seed: int
     num_samples: int
     components: list[dict[str, Any]]
-    """Name, identity (hash of what determines its documents) and tokens of an epoch, per component."""
+    """Name, identity (hash of what determines its documents) and tokens of an epoch, per component; and `order`, a hash
+    of the perplexities, where something was read in their order."""
     plan: dict[str, Any]
     """What the segments ahead were planned from."""
     segments: list[Segment]
@@ -91,8 +92,16 @@ class StreamState:
                     f"data.sources.{source.name}: the corpus {source.config.prefix}, its topics or its held-out "
                     "fraction changed since the checkpoint; restore them, or name the new corpus as a further source"
                 )
+            elif "order" in recorded and known[name].source.perplexity_order_digest != recorded["order"]:
+                source = known[name].source
+                wrong.append(
+                    f"data.sources.{source.name}: since the checkpoint, which read documents by perplexity, "
+                    f"{source.config.prefix}.perplexity.npy was annotated anew or `unscored` changed; restore them, or "
+                    "name a copy of the corpus under another prefix, with the new perplexities, as a further source"
+                )
         if wrong:
-            raise ValueError("the checkpoint's data stream does not fit:\n" + "\n".join(f"  {line}" for line in wrong))
+            lines = dict.fromkeys(f"  {line}" for line in wrong)  # a source's topics share theirs
+            raise ValueError("\n".join(["the checkpoint's data stream does not fit:", *lines]))
 
     def segments_for(self, components: Sequence[Component]) -> list[Segment]:
         """The segments with cursors and numerators in the order of `components`; new components stand at 0."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_synE.config.data import DataConfig, Order, SourceConfig, exact
-from megatron_synE.data.batches import Batch, assemble
+from megatron_synE.data.batches import Batch, assemble, check_tokens
 from megatron_synE.data.cache import IndexCache
 from megatron_synE.data.components import Chain, Component, Source, exclude_foreign_heldout
 from megatron_synE.data.heldout import HeldoutSet
@@ -27,7 +27,11 @@ DEFAULT_CACHE_FOLDER = ".index_cache"
 
 
 class DataStream:
-    """Everything that is read in a run. Build it with `DataStream.build`."""
+    """Everything that is read in a run. Build it with `DataStream.build`.
+
+    One thread may read batches while another asks for anything else, or adjusts: samples before the adjustment are the
+    same before and after it; those from it on have to be read again.
+    """
 
     def __init__(
         self,
@@ -36,10 +40,11 @@ class DataStream:
         planner: Planner,
         timeline: Timeline,
         decisions: Sequence[Decision],
+        vocab_size: int | None = None,
     ) -> None:
         self.config, self.components, self.planner = config, list(components), planner
         self.component_names = [component.name for component in components]
-        self.seq_length = config.seq_length
+        self.seq_length, self.vocab_size = config.seq_length, vocab_size
         self.strategy = make_strategy(config.adjustment)
         self.decisions = list(decisions)
         limits = [slot.capacity for slot in planner.slots]
@@ -55,6 +60,7 @@ class DataStream:
         state: Mapping[str, Any] | None = None,
         cache_builder: bool = True,
         at_sample: int | None = None,
+        vocab_size: int | None = None,
     ) -> DataStream:
         """Open the corpora, build missing indices and plan the run.
 
@@ -63,6 +69,8 @@ class DataStream:
                 where the config plans the rest differently, the new plan begins there.
             cache_builder: whether this process builds missing index caches at once; the others wait for it first.
             at_sample: samples consumed so far; needed only where the plan differs and the state does not say it.
+            vocab_size: size of the model's vocabulary, without padding; a batch with another token is refused. None:
+                not checked.
         Raises: ValueError naming file and field for unusable corpora, annotations or states.
         """
         components = open_components(config, cache_builder)
@@ -71,11 +79,11 @@ class DataStream:
         ]
         planner = Planner(config, slots, initial_topic_shares(config, components))
         if state is None:
-            return cls(config, components, planner, planner.timeline(), [])
+            return cls(config, components, planner, planner.timeline(), [], vocab_size)
         recorded = StreamState.from_json(state)
         recorded.check_against(config.seq_length, config.seed, components)
         timeline = Timeline(recorded.segments_for(components), recorded.num_samples, planner.tables)
-        stream = cls(config, components, planner, timeline, recorded.decisions)
+        stream = cls(config, components, planner, timeline, recorded.decisions, vocab_size)
         if recorded.plan != planner.describe():
             at_sample = recorded.sample if at_sample is None else at_sample
             if at_sample is None:
@@ -99,13 +107,20 @@ class DataStream:
         return component, index
 
     def batch(self, sample_numbers: Sequence[int] | np.ndarray) -> Batch:
-        """The samples with these global numbers."""
+        """The samples with these global numbers.
+
+        Raises: as `locate`; ValueError for a token that the model's vocabulary does not have.
+        """
         component_B, index_B = self.locate(np.asarray(sample_numbers, np.int64))
         rows = np.empty((len(component_B), self.seq_length + 1), np.int64)
         starts = [
             self.components[component].read(index, rows[row])
             for row, (component, index) in enumerate(zip(component_B.tolist(), index_B.tolist(), strict=True))
         ]
+        if self.vocab_size is not None:
+            check_tokens(
+                rows, self.vocab_size, lambda row, place: self._place_of(component_B[row], index_B[row], place)
+            )
         return assemble(
             rows,
             starts,
@@ -129,6 +144,7 @@ class DataStream:
                 self.config.heldout_samples,
                 self.config.isolate_documents,
                 self.config.eod_mask_loss,
+                self.vocab_size,
             )
             for number, component in enumerate(self.components)
         }
@@ -196,14 +212,27 @@ class DataStream:
             seq_length=self.seq_length,
             seed=self.config.seed,
             num_samples=self.num_samples,
-            components=[
-                {"name": c.name, "identity": c.identity, "num_tokens": c.num_tokens} for c in self.components
-            ],
+            components=self._recorded_components(self.num_samples if sample is None else sample),
             plan=self.planner.describe(),
             segments=self.timeline.segments,
             decisions=self.decisions,
             sample=sample,
         ).to_json()
+
+    def _place_of(self, component: int, sample: int, place: int) -> tuple[str, int]:
+        """Corpus and document of a token."""
+        found = self.components[component]
+        return found.source.config.prefix, found.document_at(int(sample), place)
+
+    def _recorded_components(self, sample: int) -> list[dict[str, Any]]:
+        """What determined the order of all that is read before `sample`; perplexities only where they had a part."""
+        recorded = []
+        for component, cursor in zip(self.components, self.timeline.cursors(sample), strict=True):
+            entry = {"name": component.name, "identity": component.identity, "num_tokens": component.num_tokens}
+            if component.read_by_perplexity(int(cursor)):
+                entry["order"] = component.source.perplexity_order_digest
+            recorded.append(entry)
+        return recorded
 
     def _replan(self, sample: int, topic_shares: TopicShares, reason: str) -> None:
         self._follow(self.planner.replan(self.timeline, sample, topic_shares, reason))
@@ -298,7 +327,7 @@ def by_topic(perplexity: Mapping[str, float], shares: TopicShares) -> dict[str, 
     for source, topics in shares.items():
         for topic in topics:
             value = perplexity.get(f"{source}/{topic}")
-            if value is None or not math.isfinite(value):
+            if value is None or not 0 <= value < math.inf:
                 raise ValueError(f"held-out perplexity of {source}/{topic} is {value}; a finite number is needed")
             found.setdefault(source, {})[topic] = float(value)
     return found

@@ -86,6 +86,28 @@ def test_a_foreign_annotation_is_refused(prefix: Path, tmp_path: Path) -> None:
         Annotations(tmp_path / "d").get("perplexity")
 
 
+def test_another_annotator_replaces_only_where_it_is_said(prefix: Path) -> None:
+    annotate(prefix)
+    with pytest.raises(ValueError, match=r'c\.perplexity\.json: .* already, by \{"model": "m"\}.*--overwrite'):
+        AnnotationWriter(prefix, "perplexity", np.float32, {"model": "n"}, 10)
+    assert Annotations(prefix).info("perplexity")["annotator"] == {"model": "m"}
+    writer = AnnotationWriter(prefix, "perplexity", np.float32, {"model": "n"}, 100, overwrite=True)
+    assert writer.replaces == '{"model": "m"}'
+    writer.write_part(0, scores(range(NUM_DOCUMENTS)) + 1)
+    assert writer.finalize() and Annotations(prefix).info("perplexity")["annotator"] == {"model": "n"}
+
+
+def test_another_annotator_that_was_faster_is_not_replaced(prefix: Path) -> None:
+    slow = AnnotationWriter(prefix, "perplexity", np.float32, {"model": "n"}, 100)
+    annotate(prefix)
+    slow = AnnotationWriter(prefix, "perplexity", np.float32, {"model": "m"}, 100)
+    slow.annotator_info = {"model": "n"}
+    slow.directory.mkdir()
+    slow.write_part(0, scores(range(NUM_DOCUMENTS)))
+    with pytest.raises(ValueError, match="annotated already"):
+        slow.finalize()
+
+
 def test_a_missing_annotation_names_the_remedy(prefix: Path) -> None:
     with pytest.raises(ValueError, match=r"c\.topic\.json.*annotate_corpus\.py topic"):
         Annotations(prefix).get("topic")

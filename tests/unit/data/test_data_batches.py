@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_synE.config.data import SourceConfig
+from megatron_synE.config.data import DataConfig, SourceConfig, StageConfig
+from megatron_synE.data import DataStream, native
 from megatron_synE.data.batches import assemble
 from megatron_synE.data.cache import IndexCache
 from megatron_synE.data.components import Component, Source
 from megatron_synE.data.heldout import HeldoutSet
-from tests.helpers.corpora import write_corpus
+from tests.helpers.corpora import random_documents, write_corpus
 
 COMPONENT = np.array([4, 2], np.int32)
 ROWS = np.array([[10, 11, 12, 20, 21, 30], [31, 32, 33, 34, 40, 41]])
@@ -88,3 +89,42 @@ def test_heldout_set_is_capped_and_may_be_empty(tmp_path: Path) -> None:
     source = Source("web", SourceConfig(prefix, order="stored"), 0.0, IndexCache(tmp_path))
     run = Component(source, None, "stored", 8, 0).heldout()
     assert len(HeldoutSet(run, 0, 8, 9, False, False)) == 0
+
+
+HELDOUT = 0.3
+VOCAB_SIZE, PADDED_SIZE = 249, 256
+"""Token ids between the two have rows in the model's embedding, which are padding."""
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+@pytest.mark.parametrize("token", [-1, VOCAB_SIZE - 1, VOCAB_SIZE, PADDED_SIZE - 1, PADDED_SIZE, 2**31 - 1])
+def test_a_token_that_the_vocabulary_lacks_is_refused(tmp_path: Path, token: int, heldout: bool) -> None:
+    """Also where the embedding is padded: such a row would train in silence."""
+    rng = np.random.default_rng(0)
+    documents = random_documents(rng, 200, vocab_size=VOCAB_SIZE)
+    plain = write_corpus(tmp_path / "plain", documents, dtype=np.int32)
+    # Whether a document is held out follows from its content.
+    changed = [np.array([*document[:-1], token], np.int32) for document in documents]
+    hashes = np.array([native.hash_documents(document, np.array([0, len(document)]))[0] for document in changed])
+    number = int(np.flatnonzero((hashes < np.uint64(int(HELDOUT * 2**64))) == heldout)[0])
+    prefix = write_corpus(
+        tmp_path / "web", [*documents[:number], changed[number].tolist(), *documents[number + 1 :]], dtype=np.int32
+    )
+    stream = DataStream.build(config_of(prefix), vocab_size=VOCAB_SIZE)
+    (held,) = stream.heldout().values()
+    read = held.batch if heldout else stream.batch
+    samples = range(len(held)) if heldout else range(stream.num_samples)
+    if 0 <= token < VOCAB_SIZE:
+        read(samples)
+        return
+    message = rf"web: document {number} holds token {token}, .* vocabulary has {VOCAB_SIZE};"
+    with pytest.raises(ValueError, match=message):
+        read(samples)
+    DataStream.build(config_of(plain), vocab_size=VOCAB_SIZE).batch(samples)
+
+
+def config_of(prefix: str) -> DataConfig:
+    """One source, read about twice."""
+    stages = [StageConfig("one", 600 * 16, {"web": 1})]
+    source = SourceConfig(prefix, heldout_fraction=HELDOUT)
+    return DataConfig({"web": source}, stages, seq_length=16, heldout_samples=999)

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
+from megatron_synE.corpus.annotations import write_annotation
+from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data import DataStream, documents_read, ledger
 from tests.helpers.corpora import write_corpus
 from tools import inspect_stream
@@ -154,3 +156,15 @@ def test_stale_corpus_is_refused_for_a_checkpoint(
     write_corpus(Path(config.sources["book"].prefix), [[1, 2, 3]] * 90, perplexity=[1.0] * 90)
     assert inspect_stream.main(["--config", files[0], "--checkpoint", files[1]]) == 1
     assert "data.sources.book" in capsys.readouterr().err
+
+
+def test_an_annotation_made_anew_is_refused_for_a_checkpoint(
+    files: tuple[str, str], config: DataConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the ledger would claim other documents for what was read."""
+    corpus = IndexedCorpus(config.sources["book"].prefix)
+    values = np.full(corpus.num_documents, 3, np.float32)
+    write_annotation(corpus.prefix, "perplexity", values, corpus.fingerprint, {"name": "another"})
+    assert inspect_stream.main(["--config", files[0], "--checkpoint", files[1], "--steps", "1:2"]) == 1
+    error = capsys.readouterr().err
+    assert "data.sources.book" in error and "book.perplexity.npy was annotated anew" in error

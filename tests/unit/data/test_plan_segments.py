@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -86,6 +87,7 @@ def test_a_thousand_random_schedules() -> None:
         assert_exact(timeline)
 
 
+capacities = st.none() | st.integers(0, 200)
 parts = st.lists(st.integers(0, 40), min_size=5, max_size=5).filter(any)
 
 
@@ -139,6 +141,27 @@ def test_random_schedules_with_caps_never_pass_them() -> None:
         for slot, cursor in zip(planner.slots, timeline.cursors(timeline.num_samples), strict=True):
             assert slot.capacity is None or cursor <= slot.capacity
     assert finished > 100
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.tuples(st.floats(0, 1), st.lists(capacities, min_size=12)), max_size=4))
+def test_caps_lowered_and_raised_at_any_sample(seed: int, changes: list[tuple[float, list[int | None]]]) -> None:
+    """A component past its new cap reads nothing from there on; raised again, it goes on where it stood."""
+    planner = random_planner(random.Random(seed), "reweight")
+    try:
+        timeline = planner.timeline()
+        for place, caps in sorted(changes, key=lambda change: change[0]):
+            sample = int(place * timeline.num_samples)
+            slots = [replace(slot, capacity=cap) for slot, cap in zip(planner.slots, caps, strict=False)]
+            planner = Planner(planner.config, slots, planner.initial_topic_shares)
+            before = timeline.cursors(sample)
+            timeline = planner.replan(timeline, sample, timeline.at(sample).topic_shares, "config")
+            for slot, start, end in zip(slots, before, timeline.cursors(timeline.num_samples), strict=True):
+                assert slot.capacity is None or end <= max(slot.capacity, start)
+    except ValueError as error:
+        assert "max_epochs" in str(error)
+        return
+    assert_exact(timeline)
 
 
 def test_weights_changed_from_1_1_to_2_1_lose_and_repeat_nothing() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
-from megatron_synE.data import Batch, DataStream
+from megatron_synE.corpus.annotations import write_annotation
+from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.data import Batch, DataStream, preflight
 from tests.helpers.corpora import random_documents, write_corpus
 
 TOPICS = ("law", "history", "others")
@@ -168,7 +172,7 @@ def test_a_source_that_joins_later_is_first_measured_then_moved(config: DataConf
     assert stream.shares(200)["web_zh/law"] > middle["web_zh/law"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, None])
 def test_a_perplexity_that_is_no_number_is_refused(config: DataConfig, value: float | None) -> None:
     stream = DataStream.build(config)
     perplexity = measured(stream)
@@ -176,6 +180,20 @@ def test_a_perplexity_that_is_no_number_is_refused(config: DataConfig, value: fl
     with pytest.raises(ValueError, match="perplexity of web_en/law"):
         stream.adjust(0, perplexity)
     assert stream.state_dict()["decisions"] == []
+
+
+@pytest.mark.parametrize("huge", [8e307, sys.float_info.max])
+def test_perplexities_of_any_finite_size_are_compared(config: DataConfig, huge: float) -> None:
+    """A model that falls apart in a topic and recovers."""
+    stream, small = DataStream.build(config), DataStream.build(config)
+    for sample, value, like in ((0, 10.0, 10.0), (100, huge, 30.0), (200, 1.0, 10.0), (300, huge, 30.0)):
+        stream.adjust(sample, measured(stream, web_zh__law=value))
+        small.adjust(sample, measured(small, web_zh__law=like))
+    assert all(math.isfinite(share) for sample in (100, 200, 300) for share in stream.shares(sample).values())
+    assert stream.shares(150) == small.shares(150)
+    assert stream.shares(150)["web_zh/law"] > stream.shares(50)["web_zh/law"]
+    resumed = DataStream.build(config, state=json.loads(json.dumps(stream.state_dict(), allow_nan=False)))
+    assert resumed.state_dict() == stream.state_dict()
 
 
 def test_a_changed_plan_begins_where_the_checkpoint_stands(config: DataConfig) -> None:
@@ -230,6 +248,69 @@ def test_states_that_do_not_fit_are_refused_with_all_reasons(config: DataConfig)
         DataStream.build(config, state={"format_version": 1})
 
 
+@pytest.fixture
+def by_perplexity(tmp_path: Path) -> DataConfig:
+    """One source by perplexity in its first stage only, two documents without a score."""
+    rng = np.random.default_rng(1)
+    scores = [-1.0, -1.0, *rng.uniform(1, 50, 298)]
+    prefix = write_corpus(tmp_path / "web", random_documents(rng, 300), perplexity=scores)
+    sources = {"web": SourceConfig(prefix, order="perplexity_ascending", unscored="last")}
+    stages = [
+        StageConfig("one", 100 * SEQ_LENGTH, {"web": 1}),
+        StageConfig("two", 100 * SEQ_LENGTH, {"web": 1}, orders={"web": "shuffled"}),
+        StageConfig("three", 100 * SEQ_LENGTH, {"web": 1}, orders={"web": "perplexity_descending"}),
+    ]
+    return DataConfig(sources, stages, seq_length=SEQ_LENGTH, heldout_fraction=0.1)
+
+
+def annotated_anew(config: DataConfig) -> None:
+    """The same corpus, with other perplexities."""
+    corpus = IndexedCorpus(config.sources["web"].prefix)
+    values = np.random.default_rng(8).uniform(1, 50, corpus.num_documents).astype(np.float32)
+    write_annotation(corpus.prefix, "perplexity", values, corpus.fingerprint, {"name": "another"})
+
+
+@pytest.mark.parametrize("sample", [60, 150, None])
+def test_a_perplexity_annotated_anew_is_refused_once_it_was_used(by_perplexity: DataConfig, sample: int | None) -> None:
+    state = through_json(DataStream.build(by_perplexity).state_dict(sample))
+    assert "order" in state["components"][0]
+    assert through_json(DataStream.build(by_perplexity, state=state).state_dict(sample)) == state
+    annotated_anew(by_perplexity)
+    with pytest.raises(ValueError, match=r"data\.sources\.web: .*web\.perplexity\.npy was annotated anew"):
+        DataStream.build(by_perplexity, state=state)
+
+
+def test_the_place_of_documents_without_a_score_is_part_of_the_order(by_perplexity: DataConfig) -> None:
+    state = through_json(DataStream.build(by_perplexity).state_dict(60))
+    for unscored, fits in (("error", True), ("first", False)):
+        source = replace(by_perplexity.sources["web"], unscored=unscored)
+        changed = replace(by_perplexity, sources={"web": source})
+        if fits:
+            DataStream.build(changed, state=state)
+        else:
+            with pytest.raises(ValueError, match="`unscored` changed"):
+                DataStream.build(changed, state=state)
+
+
+def test_perplexities_that_ordered_nothing_yet_may_change(by_perplexity: DataConfig) -> None:
+    stages = [replace(by_perplexity.stages[0], orders={"web": "stored"}), *by_perplexity.stages[1:]]
+    config = replace(by_perplexity, stages=stages)
+    first = DataStream.build(config)
+    state = through_json(first.state_dict(150))
+    assert all("order" not in through_json(first.state_dict(n))["components"][0] for n in (0, 100, 200))
+    assert "order" in through_json(first.state_dict(201))["components"][0]
+    annotated_anew(by_perplexity)
+    second = DataStream.build(config, state=state)
+    samples = range(200)
+    assert (first.batch(samples).tokens_BS == second.batch(samples).tokens_BS).all()
+
+
+def test_states_without_the_order_of_perplexities_stay_readable(by_perplexity: DataConfig) -> None:
+    state = through_json(DataStream.build(by_perplexity).state_dict(60))
+    del state["components"][0]["order"]
+    assert "order" in DataStream.build(by_perplexity, state=state).state_dict(60)["components"][0]
+
+
 def test_stage_order_overrides_apply_to_what_is_left(config: DataConfig) -> None:
     stream = DataStream.build(config)
     web = next(component for component in stream.components if component.name == "web_zh/law")
@@ -243,6 +324,36 @@ def test_an_exhausted_component_stops_the_run_when_it_is_reached(config: DataCon
     stream.batch(range(50))
     with pytest.raises(ValueError, match=r"book_en has used up its 0\.1 epochs at sample \d+.*max_epochs"):
         stream.batch(range(stream.num_samples - 50, stream.num_samples))
+
+
+def test_a_cap_lowered_below_what_was_read_counts_as_exhausted(config: DataConfig) -> None:
+    """Re-weighted from the checkpoint on; raised again, the component goes on where it stood."""
+    config = replace(config, exhausted="reweight")
+    first = DataStream.build(config)
+    lowered = DataStream.build(capped(config, 0.01), state=through_json(first.state_dict(90)))
+    place = lowered.component_names.index("book_en")
+    assert lowered.shares(89) == first.shares(89) and lowered.shares(90)["book_en"] == 0
+    assert lowered.timeline.cursors(90)[place] == lowered.timeline.cursors(500)[place] == 21
+    lowered.batch(range(90, 500))
+    raised = DataStream.build(config, state=through_json(lowered.state_dict(200)))
+    component, index = raised.locate(np.arange(500))
+    assert (index[component == place] == np.arange(raised.timeline.cursors(500)[place])).all()
+    assert raised.timeline.cursors(500)[place] > 21
+    assert preflight(capped(config, 0.01), through_json(first.state_dict(90))) == []
+
+
+def test_a_cap_lowered_below_what_was_read_is_an_error_where_it_is_read_on(config: DataConfig) -> None:
+    state = through_json(DataStream.build(config).state_dict(90))
+    (line,) = preflight(capped(config, 0.01), state)[:1]
+    assert "data.sources.book_en.max_epochs: 0.01" in line
+    done = replace(config, stages=[config.stages[0], StageConfig("rest", 200 * SEQ_LENGTH, {"web_zh": 1})])
+    state = through_json(DataStream.build(done).state_dict(300))
+    assert preflight(capped(done, 0.01), state) == []
+
+
+def capped(config: DataConfig, max_epochs: float) -> DataConfig:
+    book = replace(config.sources["book_en"], max_epochs=max_epochs)
+    return replace(config, sources={**config.sources, "book_en": book})
 
 
 def test_numpy_fallback_gives_the_same_stream(
