@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from megatron_synE.checkpoint.hf.config import CONFIG_FILE, hf_config
+from megatron_synE.checkpoint.hf.config import CONFIG_FILE, hf_config, read_hf_json
 from megatron_synE.checkpoint.hf.mapping import parameters, to_hf
 from megatron_synE.checkpoint.hf.source import INDEX_FILE, SINGLE_FILE
-from megatron_synE.checkpoint.layout import read_architecture, read_json
+from megatron_synE.checkpoint.layout import read_architecture
 from megatron_synE.checkpoint.whole_tensors import WholeTensors
 from megatron_synE.config.model import LlamaArchitecture
 
@@ -135,7 +135,7 @@ def copy_tokenizer(source: Path, directory: Path) -> dict[str, Any]:
         if (source / name).is_file():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, directory / name)
-    config = read_json(source / CONFIG_FILE) if (source / CONFIG_FILE).is_file() else {}
+    config = read_hf_json(source / CONFIG_FILE) if (source / CONFIG_FILE).is_file() else {}
     return {name: config[name] for name in _TOKEN_IDS if config.get(name) is not None}
 
 

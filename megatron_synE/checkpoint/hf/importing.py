@@ -72,12 +72,16 @@ def read_shard(
     """The part of `parameter` that tensor-parallel process `tp_rank` of `tp_size` holds.
 
     Raises:
-        ValueError: a tensor is missing or has another shape than config.json says.
+        ValueError: a tensor is missing, has another shape than config.json says, or is no floating-point weight.
     """
     shapes = hf_shapes(parameter, architecture)
     for name, shape in zip(parameter.hf_names, shapes, strict=True):
         if tensors.shape(name) != shape:
-            raise ValueError(f"{tensors.directory}: {name} is {tensors.shape(name)}, config.json says {shape}")
+            raise ValueError(
+                f"{tensors.file(name)}: {name} is {tensors.shape(name)}, config.json says {shape}; "
+                "download both again, or correct config.json"
+            )
+        tensors.dtype(name)
     if parameter.packing == "vocabulary":
         return _read_vocabulary(tensors, parameter, shapes[0], tp_rank, tp_size, padded_rows or shapes[0][0])
     axis = parameter.split_axis
