@@ -28,6 +28,7 @@ class Healer:
         self.run, self.metrics, self.progress = run, metrics, progress
         self._config, self._fail_on_nan = run.job.healing, run.job.training.fail_on_nan
         self._spike: str | None = None
+        self._spoilt_earlier = False
 
     def accept(self, result: StepResult) -> bool:
         """Whether a finite step may update the weights: not where it is a spike that is not only to be recorded."""
@@ -87,7 +88,9 @@ class Healer:
         Raises:
             FloatingPointError: there is none to go back to, or there were too many incidents.
         """
-        incident = self._incident(cause, "rollback", self._config.pass_over_steps)
+        # Where weights were bad before the step, it is the one before that spoilt them.
+        incident = self._incident(cause, "rollback", self._config.pass_over_steps + int(self._spoilt_earlier))
+        self._spoilt_earlier = False
         root = self.run.job.checkpoint.save
         if not self._go_back(root):
             raise FloatingPointError(
@@ -135,7 +138,8 @@ class Healer:
         parameters = [parameter for chunk in self.run.model_chunks for parameter in chunk.parameters()]
         total = torch.stack([parameter.detach().sum(dtype=torch.float64) for parameter in parameters]).sum().reshape(1)
         torch.distributed.all_reduce(total)
-        if not math.isfinite(total.item()):
+        self._spoilt_earlier = not math.isfinite(total.item())
+        if self._spoilt_earlier:
             raise FloatingPointError("the weights are not finite: an earlier step spoilt them")
 
     def _series(self, result: StepResult) -> dict[str, float]:

@@ -71,7 +71,7 @@ def start_run_state(job: JobConfig, *, vocab_size: int, cache_builder: bool) -> 
     Raises:
         ValueError: the corpora do not fit the job.
     """
-    stream = DataStream.build(job.data, cache_builder=cache_builder)
+    stream = DataStream.build(job.data, cache_builder=cache_builder, vocab_size=vocab_size)
     return RunState(
         stream=stream,
         trajectory=Trajectory(job.training, stream.num_samples),
@@ -89,7 +89,11 @@ def resume_run_state(
         ValueError: the state is damaged, or the corpora or the job do not fit it.
     """
     stream = DataStream.build(
-        job.data, state=state["stream"], cache_builder=cache_builder, at_sample=int(state["consumed_samples"])
+        job.data,
+        state=state["stream"],
+        cache_builder=cache_builder,
+        at_sample=int(state["consumed_samples"]),
+        vocab_size=vocab_size,
     )
     trajectory = Trajectory.resume(job.training, stream.num_samples, state)
     try:

@@ -84,3 +84,33 @@ def test_known_gpus_have_a_peak() -> None:
         ARCHITECTURE, seq_length=32, world_size=1, peak_tflops=None, device_name="NVIDIA H200"
     )
     assert throughput.peak_tflops == 989.0
+
+
+def test_a_line_that_cannot_be_read_is_moved_aside_and_told(tmp_path: Path) -> None:
+    """Defect 13: a byte that is not UTF-8 ended the next start in a traceback."""
+    good = b'{"kind": "step", "step": 1, "loss": 1.0}\n'
+    bad = b'{"kind": "st\xff"}\n[1]\n{"kind": 3, "step": 1}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + bad + good + b"torn")
+    writer = MetricsWriter(tmp_path, resumed_step=1, tensorboard=False)
+    writer.close()
+    assert writer.num_damaged == 3
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good + good
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes().splitlines()[0] == b'{"kind": "st\xff"}'
+    assert MetricsWriter(tmp_path, resumed_step=1, tensorboard=False).num_damaged == 0
+
+
+def test_only_what_holds_is_kept(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, resumed_step=0, tensorboard=False)
+    for kind in ("step", "evaluation", "decision"):
+        writer.write(kind, 4, {})
+    writer.rewind(4, lambda record: record["kind"] != "decision")
+    writer.write("decision", 4, {"again": True})
+    writer.close()
+    assert [line["kind"] for line in lines(tmp_path)] == ["step", "evaluation", "decision"]
+    assert lines(tmp_path)[-1]["again"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OSError, match=r"logging\.directory: .*file/logs cannot be written"):
+        MetricsWriter(tmp_path / "file" / "logs", resumed_step=0, tensorboard=False)
