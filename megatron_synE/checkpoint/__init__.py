@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from megatron_synE.checkpoint.layout import find_latest, read_state
+from megatron_synE.checkpoint.contents import quick_check
+from megatron_synE.checkpoint.files import DamagedCheckpoint
+from megatron_synE.checkpoint.layout import find_latest, read_state, resume_candidates, resume_notes
 
 if TYPE_CHECKING:
+    from megatron_synE.checkpoint.finite import NonFiniteState
     from megatron_synE.checkpoint.hf.config import architecture_from_hf
     from megatron_synE.checkpoint.hf.importing import init_from_hf
     from megatron_synE.checkpoint.rng import collect_rng_state, restore_rng_state
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 _NEEDS_TORCH = {
     "AsyncCheckpointer": "sharded",
     "LoadedState": "sharded",
+    "NonFiniteState": "finite",
     "architecture_from_hf": "hf.config",
     "collect_rng_state": "rng",
     "init_from_hf": "hf.importing",
@@ -26,14 +30,19 @@ _NEEDS_TORCH = {
 
 __all__ = [
     "AsyncCheckpointer",
+    "DamagedCheckpoint",
     "LoadedState",
+    "NonFiniteState",
     "architecture_from_hf",
     "collect_rng_state",
     "find_latest",
     "init_from_hf",
     "load_checkpoint",
+    "quick_check",
     "read_state",
     "restore_rng_state",
+    "resume_candidates",
+    "resume_notes",
     "save_checkpoint",
 ]
 

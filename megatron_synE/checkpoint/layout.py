@@ -3,8 +3,8 @@
     {root}/latest                   one line: the name of the newest complete checkpoint
     {root}/step_00000010/           a complete checkpoint
         state.json                  step, layout, model, and whatever the trainer gave: readable without torch
-        files.json                  name and size in bytes of every other file
-        index.json                  where each tensor's chunks lie
+        files.json                  name, size in bytes and checksum of every other file, and its own checksum
+        index.json                  where each tensor's chunks lie, and the checksum of each
         *.distcp, .metadata, …      megatron-core's torch_dist format
     {root}/.step_00000020.tmp/      a save in progress, or what a killed one left; the next save removes it
     {root}/.step_00000010.replaced/ exists only between the two renames that replace a checkpoint of the same step
@@ -16,19 +16,18 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_synE.config.model import LlamaArchitecture, RopeScaling
+from megatron_synE.checkpoint.files import FILES_FILE, STATE_FILE, DamagedCheckpoint, FileList, write_text
+from megatron_synE.checkpoint.files import read_json as read_json
+from megatron_synE.checkpoint.state import architecture_of, check_state
+from megatron_synE.config.model import LlamaArchitecture
 
-FORMAT_VERSION = 1
-STATE_FILE = "state.json"
-FILES_FILE = "files.json"
-INDEX_FILE = "index.json"
 LATEST_FILE = "latest"
 
 _STEP_DIRECTORY = re.compile(r"^step_(\d{8,})$")
@@ -56,29 +55,113 @@ def temporary_directory(root: Path, step: int) -> Path:
 
 
 def find_latest(root: str | Path) -> Path | None:
-    """The checkpoint that `{root}/latest` names; None where nothing was saved yet.
+    """The checkpoint to go on from: the first of `resume_candidates`; None where nothing was saved yet.
 
     Raises:
-        ValueError: `latest` names something that is not there.
+        DamagedCheckpoint: as `resume_candidates`.
     """
+    return next(_complete(Path(root)), None)
+
+
+def resume_candidates(root: str | Path) -> list[Path]:
+    """The complete checkpoints under `root`, the one to go on from first; empty where nothing was saved yet.
+
+    Complete: files.json is intact, and every file has its size. The first is the one that `latest` names, then older
+    ones, the newest first, then those with a step beyond it: a run that went back has left them. Where `latest` is
+    missing or names nothing that is there, the newest comes first.
+
+    Raises:
+        DamagedCheckpoint: something was saved here, but no checkpoint is complete: this is no place to start afresh.
+    """
+    return list(_complete(Path(root)))
+
+
+def resume_notes(root: str | Path) -> list[str]:
+    """What a person should know before a run resumes from `root`, a line each; empty where all is as expected."""
     root = Path(root)
-    pointer = root / LATEST_FILE
-    if not pointer.is_file():
-        return None
-    name = pointer.read_text(encoding="utf-8").strip()
-    if not _STEP_DIRECTORY.match(name):
-        raise ValueError(f"{pointer}: holds {name!r}, not the name of a checkpoint; write step_XXXXXXXX into it")
-    for candidate in (root / name, _replaced_directory(root / name)):
-        if candidate.is_dir():
-            return candidate
-    present = ", ".join(path.name for path in complete_checkpoints(root)) or "none"
-    raise ValueError(f"{pointer}: names {name}, which is not there (but {present}); write an existing name into it")
+    first = find_latest(root)
+    if first is None:
+        return []
+    named, notes = _read_latest(root), []
+    if named is None:
+        notes.append(f"{root / LATEST_FILE}: missing, or not the name of a checkpoint; {first.name} is the newest here")
+    elif _present(root / named) is None:
+        notes.append(f"{root / LATEST_FILE}: names {named}, which is not there; {first.name} is the newest here")
+    for path in _in_order(root):
+        problem = _incomplete(path)
+        if problem:
+            notes.append(f"passed over: {problem}")
+        elif path != first and _step(path) > _step(first):
+            notes.append(f"{path}: newer than {first.name}, which is gone on from; replaced once its step is reached")
+    if not FileList(first).has_checksums:
+        notes.append(f"{first}: written without checksums, so damage to its tensors may pass; the next save has them")
+    return notes
 
 
 def complete_checkpoints(root: Path) -> list[Path]:
-    """Directories of complete checkpoints, by ascending step."""
+    """Directories under a checkpoint's name, by ascending step."""
     found = [(int(match[1]), path) for path in root.iterdir() if (match := _STEP_DIRECTORY.match(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def _complete(root: Path) -> Iterator[Path]:
+    problems = []
+    any_complete = False
+    for path in _in_order(root):
+        problem = _incomplete(path)
+        if problem:
+            problems.append(problem)
+        else:
+            any_complete = True
+            yield path
+    if not any_complete and (problems or (root / LATEST_FILE).exists()):
+        raise DamagedCheckpoint(
+            f"{root}: no complete checkpoint is left here ({'; '.join(problems) or 'only the file latest'}); "
+            "copy one back, or start afresh in another folder"
+        )
+
+
+def _in_order(root: Path) -> list[Path]:
+    """All of `root`'s checkpoints, complete or not, as `resume_candidates` orders them."""
+    if not root.is_dir():
+        return []
+    names = {path.name for path in complete_checkpoints(root)}
+    names |= {path.name[1:].removesuffix(".replaced") for path in root.glob(".step_*.replaced")}
+    names = {name for name in names if _STEP_DIRECTORY.match(name)}
+    paths = [path for name in names if (path := _present(root / name)) is not None]
+    paths.sort(key=_step, reverse=True)
+    latest = _read_latest(root)
+    if latest is not None and latest in names:
+        last = _step(Path(latest))
+        paths.sort(key=lambda path: _step(path) > last)  # stable: those beyond `latest` go to the end
+    return paths
+
+
+def _present(final: Path) -> Path | None:
+    """A checkpoint's directory, or the one that is about to be replaced in its place."""
+    return next((path for path in (final, _replaced_directory(final)) if path.is_dir()), None)
+
+
+def _incomplete(directory: Path) -> str:
+    """What a checkpoint lacks, as far as its list of files tells; empty for a complete one."""
+    try:
+        FileList(directory).check_sizes()
+    except DamagedCheckpoint as error:
+        return str(error)
+    return ""
+
+
+def _step(path: Path) -> int:
+    return int("".join(filter(str.isdigit, path.name)))
+
+
+def _read_latest(root: Path) -> str | None:
+    """The name that `latest` holds; None where there is none, or it is no checkpoint's."""
+    try:
+        name = (root / LATEST_FILE).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+    return name if _STEP_DIRECTORY.match(name) else None
 
 
 def resolve(path: str | Path) -> Path:
@@ -88,7 +171,7 @@ def resolve(path: str | Path) -> Path:
         ValueError: there is no checkpoint.
     """
     path = Path(path)
-    if (path / STATE_FILE).is_file():
+    if (path / STATE_FILE).is_file() or (path / FILES_FILE).is_file():
         return path
     latest = find_latest(path) if path.is_dir() else None
     if latest is None:
@@ -104,17 +187,11 @@ def read_state(path: str | Path) -> dict[str, Any]:
     are the trainer's, among them `config` (the whole job) and `stream`.
 
     Raises:
-        ValueError: no checkpoint, not JSON, or a format this version does not know.
+        ValueError: no checkpoint, or a format this version does not know.
+        DamagedCheckpoint: it has changed, or a field of the checkpoint's own is missing or cannot be.
     """
-    path = resolve(path)
-    state = read_json(path / STATE_FILE)
-    version = state.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path / STATE_FILE}: format_version is {version!r}, this megatron_synE reads {FORMAT_VERSION}; "
-            "use the version that wrote the checkpoint"
-        )
-    return state
+    directory = resolve(path)
+    return check_state(directory / STATE_FILE, FileList(directory).read_json(STATE_FILE))
 
 
 def read_architecture(path: str | Path) -> LlamaArchitecture:
@@ -123,69 +200,8 @@ def read_architecture(path: str | Path) -> LlamaArchitecture:
     Raises:
         ValueError: as `read_state`.
     """
-    fields = dict(read_state(path)["architecture"])
-    scaling = fields.pop("rope_scaling")
-    return LlamaArchitecture(**fields, rope_scaling=None if scaling is None else RopeScaling(**scaling))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: the file is missing or broken.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: missing; the checkpoint is not complete, use another one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: broken ({error}); use another checkpoint") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a JSON object; use another checkpoint")
-    return content
-
-
-def to_json(name: str, content: dict[str, Any]) -> str:
-    """The text of file `name`.
-
-    Raises:
-        ValueError: `content` holds something JSON has not.
-    """
-    try:
-        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: not JSON ({error}); give numbers, strings, lists and dicts only") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write and fsync."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_file_list(directory: Path) -> None:
-    """Record name and size of all files in `directory`, so that a lost or shortened one is found before loading."""
-    sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.name != FILES_FILE}
-    write_text(directory / FILES_FILE, to_json(FILES_FILE, {"files": sizes}))
-
-
-def check_files(directory: Path) -> None:
-    """Compare the directory with its own list.
-
-    Raises:
-        ValueError: names the files that are missing or of another size.
-    """
-    found = []
-    for name, size_bytes in read_json(directory / FILES_FILE).get("files", {}).items():
-        path = directory / name
-        if not path.is_file():
-            found.append(f"{path}: missing")
-        elif path.stat().st_size != size_bytes:
-            found.append(f"{path}: {path.stat().st_size} bytes, written were {size_bytes}")
-    if found:
-        raise ValueError("; ".join(found) + "; the checkpoint is damaged, copy it again or use another one")
+    directory = resolve(path)
+    return architecture_of(directory / STATE_FILE, read_state(directory))
 
 
 def prepare(root: Path, step: int) -> Path:
@@ -211,8 +227,11 @@ def prepare(root: Path, step: int) -> Path:
     return directory
 
 
-def publish(root: Path, step: int, keep: int | None) -> Path:
-    """Make the finished `.tmp` directory of `step` the latest checkpoint, then delete all but the newest `keep`."""
+def publish(root: Path, step: int, keep: int | None = None, keep_every_steps: int | None = None) -> Path:
+    """Make the finished `.tmp` directory of `step` the latest checkpoint, then delete all but the newest `keep`.
+
+    Every checkpoint whose step `keep_every_steps` divides stays, too.
+    """
     final = step_directory(root, step)
     replaced = _replaced_directory(final)
     temporary = temporary_directory(root, step)
@@ -225,18 +244,21 @@ def publish(root: Path, step: int, keep: int | None) -> Path:
     if replaced.exists():
         shutil.rmtree(replaced)
     if keep is not None:
-        _prune(root, keep)
+        _prune(root, keep, keep_every_steps)
     return final
 
 
-def _prune(root: Path, keep: int) -> None:
-    latest = find_latest(root)
-    old = [path for path in complete_checkpoints(root) if path != latest]
-    for path in old[: max(0, len(old) - (keep - 1))]:
-        # A rename first: a kill inside rmtree must not leave a half-empty directory under a checkpoint's name.
-        doomed = path.with_name(f".{path.name}.tmp")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+def _prune(root: Path, keep: int, keep_every_steps: int | None) -> None:
+    """Delete what `resume_candidates` would come to last. One that is not complete does not count as kept."""
+    num_kept = 0
+    for path in _in_order(root):
+        if num_kept < keep:
+            num_kept += not _incomplete(path)
+        elif keep_every_steps is None or _step(path) % keep_every_steps:
+            # A rename first: a kill inside rmtree must not leave a half-empty directory under a checkpoint's name.
+            doomed = path.with_name(f".{path.name}.tmp")
+            path.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def _write_latest(root: Path, name: str) -> None:

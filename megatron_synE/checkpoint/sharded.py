@@ -15,34 +15,45 @@ What holds:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, nested_values
-from megatron.core.dist_checkpointing.mapping import (
-    LocalNonpersistentObject,
-    ShardedBase,
-    ShardedObject,
-    ShardedTensor,
-)
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedTensor
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from torch.distributed.checkpoint import CheckpointException
 
-from megatron_synE.checkpoint import layout, optimizer_state, rng
-from megatron_synE.checkpoint.collective import first_problem, on_rank_zero
-from megatron_synE.checkpoint.torch_dist import LoadStrategy, OwnCommonState, SavedTensor, SaveStrategy, read_index
+from megatron_synE.checkpoint import files, layout, optimizer_state, rng
+from megatron_synE.checkpoint.collective import first_problem, on_rank_zero, together
+from megatron_synE.checkpoint.contents import FORMAT, Contents, quick_check
+from megatron_synE.checkpoint.files import DamagedCheckpoint
+from megatron_synE.checkpoint.finite import check_finite
+from megatron_synE.checkpoint.index import StoredTensor
+from megatron_synE.checkpoint.model_state import (
+    RNG_KEY,
+    bare,
+    chunk_key,
+    finish_param_gather,
+    layout_of_run,
+    model_state,
+    rng_tensor,
+    take_main_params_from_weights,
+)
+from megatron_synE.checkpoint.state import FORMAT_VERSION
+from megatron_synE.checkpoint.torch_dist import LoadStrategy, OwnCommonState, Writer
 from megatron_synE.config.model import LlamaArchitecture
-
-RNG_KEY = "rng_state"
 
 _RESERVED_KEYS = ("format_version", "megatron_synE_version", "step", "architecture", "layout", "has_optimizer",
                   "optimizer_step")  # fmt: skip
@@ -66,37 +77,45 @@ class LoadedState:
     """Whether the optimizer was restored; False for weights only."""
 
 
-def save_checkpoint(
-    root: str | Path,
-    *,
-    step: int,
-    architecture: LlamaArchitecture,
-    model_chunks: Sequence[torch.nn.Module],
-    optimizer: Any | None,
-    rng_state: rng.RngState | None,
-    state: Mapping[str, Any],
-    keep: int | None = None,
-) -> Path:
-    """Write `{root}/step_XXXXXXXX`, move `latest` to it, then delete all but the newest `keep`. Called by all ranks.
+class SaveOptions(TypedDict):
+    """What a save takes beside the folder, by keyword. Equal on all ranks, but for the model, optimizer and RNG."""
+
+    step: int
+    """Training steps done; a checkpoint of the same step is replaced."""
+    architecture: LlamaArchitecture
+    """Sizes of the model, for the check at loading and for `tools/convert_checkpoint.py`."""
+    model_chunks: Sequence[torch.nn.Module]
+    """This rank's GPTModels (one for each virtual stage), bare or wrapped in DistributedDataParallel."""
+    optimizer: Any | None
+    """megatron-core's optimizer, or None for weights only."""
+    rng_state: rng.RngState | None
+    """From `rng.collect_rng_state`, or None."""
+    state: Mapping[str, Any]
+    """JSON-able (rank 0's is written): consumed samples, schedule, `stream`, `config` …"""
+    keep: NotRequired[int | None]
+    """Number of checkpoints to keep; None keeps all."""
+    keep_every_steps: NotRequired[int | None]
+    """Checkpoints whose step it divides are kept besides."""
+
+
+def save_checkpoint(root: str | Path, **options: Unpack[SaveOptions]) -> Path:
+    """Write `{root}/step_XXXXXXXX`, move `latest` to it, then delete old ones. Called by all ranks.
 
     Args:
         root: directory that all ranks see.
-        step: training steps done; a checkpoint of the same step is replaced.
-        architecture: sizes of the model, for the check at loading and for `tools/convert_checkpoint.py`.
-        model_chunks: this rank's GPTModels (one for each virtual stage), bare or wrapped in DistributedDataParallel.
-        optimizer: megatron-core's optimizer, or None for weights only.
-        rng_state: from `rng.collect_rng_state`, or None.
-        state: JSON-able, equal on all ranks (rank 0's is written): consumed samples, schedule, `stream`, `config` …
-        keep: number of checkpoints to keep; None keeps all.
+        options: see `SaveOptions`.
 
     Raises:
         ValueError: the place cannot be written to, or `state` is not JSON.
-        OSError: writing failed on some rank (disk full); earlier checkpoints are untouched.
+        NonFiniteState: weights or optimizer state hold NaN or infinity; nothing was written.
+        OSError: there is no room, or writing failed on some rank; earlier checkpoints are untouched.
     """
-    request = _prepare_save(Path(root), step, architecture, model_chunks, optimizer, rng_state, state, keep, False)
-    with _WriteErrors(Path(root), step):
-        request.execute_sync()
-    return layout.step_directory(Path(root), step)
+    root = Path(root)
+    with _no_remains(root, options["step"]):
+        pending = _begin(root, options)
+        pending.writer.write()
+        pending.publish()
+    return layout.step_directory(root, options["step"])
 
 
 class AsyncCheckpointer:
@@ -112,23 +131,19 @@ class AsyncCheckpointer:
         self._queue = AsyncCallsQueue()
         self._target: tuple[Path, int] | None = None
 
-    def save(
-        self,
-        root: str | Path,
-        *,
-        step: int,
-        architecture: LlamaArchitecture,
-        model_chunks: Sequence[torch.nn.Module],
-        optimizer: Any | None,
-        rng_state: rng.RngState | None,
-        state: Mapping[str, Any],
-        keep: int | None = None,
-    ) -> None:
-        """Begin what `save_checkpoint` does; waits first for a save that is still in flight."""
+    def save(self, root: str | Path, **options: Unpack[SaveOptions]) -> None:
+        """Begin what `save_checkpoint` does; waits first for a save that is still in flight.
+
+        Raises:
+            As `save_checkpoint`; what fails in the background is raised by `poll` or `wait`.
+        """
         self.wait()
-        request = _prepare_save(Path(root), step, architecture, model_chunks, optimizer, rng_state, state, keep, True)
-        self._target = (Path(root), step)
-        self._queue.schedule_async_request(request)
+        root = Path(root)
+        with _no_remains(root, options["step"]):
+            pending = _begin(root, options)
+            request = AsyncRequest(pending.writer.write_in_child, (), [pending.publish])
+            self._queue.schedule_async_request(request)
+        self._target = (root, options["step"])
 
     def poll(self) -> bool:
         """Publish the save in flight if all ranks have written it; called by all ranks. True when none is in flight."""
@@ -145,10 +160,13 @@ class AsyncCheckpointer:
     def _finish(self, blocking: bool) -> bool:
         if self._target is None:
             return True
-        with _WriteErrors(*self._target):
-            self._queue.maybe_finalize_async_calls(blocking=blocking)
-        if self._queue.get_num_unfinalized_calls() == 0:
-            self._target = None
+        target = self._target
+        try:
+            with _no_remains(*target):
+                self._queue.maybe_finalize_async_calls(blocking=blocking)
+        finally:
+            if self._queue.get_num_unfinalized_calls() == 0:
+                self._target = None
         return self._target is None
 
 
@@ -166,28 +184,27 @@ def load_checkpoint(
     optimizer's main parameters are set from the weights and its moments stay as they are.
 
     Raises:
-        ValueError: no checkpoint, a damaged one, or one of another model; names the file or the field.
+        ValueError: no checkpoint, or one of another model; names the field.
+        DamagedCheckpoint: names the file, and the field or tensor; what was loaded by then is in the model.
     """
-    directory = layout.resolve(path)
-    state = layout.read_state(directory)
-    layout.check_files(directory)
-    index = read_index(directory)
+    contents = together(lambda: quick_check(path))
+    directory, state, tensors = contents.directory, contents.state, contents.tensors
     with_optimizer = optimizer is not None and not weights_only and bool(state["has_optimizer"])
-    _check_architecture(directory, state["architecture"], architecture, sizes_only=not with_optimizer)
-    same_layout = state["layout"] == _layout()
+    _check_architecture(contents, architecture, sizes_only=not with_optimizer)
+    same_layout = state["layout"] == layout_of_run()
 
-    _finish_param_gather(model_chunks)  # or one that is under way would bring old weights back
-    wanted = _model_state(model_chunks)
+    finish_param_gather(model_chunks)  # or one that is under way would bring old weights back
+    wanted = model_state(model_chunks)
     if with_optimizer:
         optimizer_state.allocate_state(optimizer)
         wanted["optimizer"] = optimizer_state.sharded_state_dict(optimizer, wanted, is_loading=True)
-    if same_layout and RNG_KEY in index:
-        wanted[RNG_KEY] = _rng_tensor(torch.zeros(index[RNG_KEY].shape[1], dtype=torch.uint8))
-    _take_main_params_from_weights(wanted, index)
-    loaded = _load_tensors(directory, wanted, index)
+    if same_layout and RNG_KEY in tensors and len(tensors[RNG_KEY].shape) == 2:
+        wanted[RNG_KEY] = rng_tensor(torch.zeros(tensors[RNG_KEY].shape[1], dtype=torch.uint8))
+    take_main_params_from_weights(wanted, tensors)
+    loaded = _load_tensors(directory, wanted, tensors)
 
     for number, chunk in enumerate(model_chunks):
-        missing, unexpected = _bare(chunk).load_state_dict(loaded[_chunk_key(number)], strict=False)
+        missing, unexpected = bare(chunk).load_state_dict(loaded[chunk_key(number)], strict=False)
         assert not unexpected and all(key.endswith("_extra_state") for key in missing), (missing, unexpected)
     if with_optimizer:
         optimizer_state.load_state_dict(optimizer, loaded["optimizer"], state["optimizer_step"])
@@ -214,87 +231,125 @@ def save_tensors(root: str | Path, *, step: int, tensors: Mapping[str, torch.Ten
     """
     assert torch.distributed.get_world_size() == 1, "whole tensors are written by one process"
     sharded = {key: ShardedTensor.from_rank_offsets(key, tensor) for key, tensor in tensors.items()}
-    request = _prepare_tensors(Path(root), step, architecture, sharded, None, state, None, in_child=False)
-    with _WriteErrors(Path(root), step):
-        request.execute_sync()
-    return layout.step_directory(Path(root), step)
+    root = Path(root)
+    with _no_remains(root, step):
+        pending = _begin_tensors(root, step, architecture, sharded, None, state)
+        pending.writer.write()
+        pending.publish()
+    return layout.step_directory(root, step)
 
 
-def _prepare_save(root: Path, step: int, architecture: LlamaArchitecture, model_chunks: Sequence[torch.nn.Module],
-                  optimizer: Any | None, rng_state: rng.RngState | None, state: Mapping[str, Any], keep: int | None,
-                  in_child: bool) -> AsyncRequest:  # fmt: skip
-    _finish_param_gather(model_chunks)
-    sharded = _model_state(model_chunks)
+@dataclass(frozen=True)
+class _PendingSave:
+    """A save that is planned: what is still to be written, and how it becomes a checkpoint."""
+
+    root: Path
+    step: int
+    writer: Writer
+    state_json: str
+    common: bytes
+    """common.pt: what no tensor carries, for megatron-core's own readers."""
+    keep: int | None
+    keep_every_steps: int | None
+
+    def publish(self) -> None:
+        """Once all ranks' writers have ended: everything that rank 0 adds, then the new name. Called by all ranks.
+
+        Raises:
+            OSError: on all ranks, where any failed.
+        """
+        is_main = torch.distributed.get_rank() == 0
+        reports: list[Any] | None = [None] * torch.distributed.get_world_size() if is_main else None
+        torch.distributed.gather_object(self.writer.report(), reports)
+        on_rank_zero(lambda: self._publish(reports or []))
+
+    def _publish(self, reports: list[dict[str, Any]]) -> None:
+        directory = layout.temporary_directory(self.root, self.step)
+        try:
+            checksums = self.writer.finish_all(reports)
+            (directory / COMMON_STATE_FNAME).write_bytes(self.common)
+            files.write_text(directory / files.METADATA_FILE, files.to_json(files.METADATA_FILE, FORMAT))
+            files.write_text(directory / files.STATE_FILE, self.state_json)
+            files.write_file_list(directory, checksums)
+            layout.publish(self.root, self.step, self.keep, self.keep_every_steps)
+        except OSError as error:
+            raise OSError(
+                f"checkpoint.save: step {self.step} could not be written to {self.root} ({error}); "
+                "earlier checkpoints are untouched; make room or choose another directory"
+            ) from error
+
+
+def _begin(root: Path, options: SaveOptions) -> _PendingSave:
+    model_chunks, optimizer, rng_state = options["model_chunks"], options["optimizer"], options["rng_state"]
+    finish_param_gather(model_chunks)
+    sharded = model_state(model_chunks)
     if optimizer is not None:
         optimizer_state.allocate_state(optimizer)
         sharded["optimizer"] = optimizer_state.sharded_state_dict(optimizer, sharded, is_loading=False)
     if rng_state is not None:
-        sharded[RNG_KEY] = _rng_tensor(rng.pack(rng_state))
-    return _prepare_tensors(root, step, architecture, sharded, optimizer, state, keep, in_child)
+        sharded[RNG_KEY] = rng_tensor(rng.pack(rng_state))
+    return _begin_tensors(
+        root, options["step"], options["architecture"], sharded, optimizer, options["state"], options.get("keep"),
+        options.get("keep_every_steps"),
+    )  # fmt: skip
 
 
-def _prepare_tensors(root: Path, step: int, architecture: LlamaArchitecture, sharded: dict[str, Any],
-                     optimizer: Any | None, state: Mapping[str, Any], keep: int | None,
-                     in_child: bool) -> AsyncRequest:  # fmt: skip
+def _begin_tensors(root: Path, step: int, architecture: LlamaArchitecture, sharded: dict[str, Any],
+                   optimizer: Any | None, state: Mapping[str, Any], keep: int | None = None,
+                   keep_every_steps: int | None = None) -> _PendingSave:  # fmt: skip
     clash = sorted(set(state) & set(_RESERVED_KEYS))
     if clash:
         raise ValueError(f"state: {', '.join(clash)} are set by the checkpoint itself; leave them out")
     description = {
-        "format_version": layout.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "megatron_synE_version": _own_version(),
         "step": step,
         "architecture": dataclasses.asdict(architecture),
-        "layout": _layout(),
+        "layout": layout_of_run(),
         "has_optimizer": optimizer is not None,
         "optimizer_step": None if optimizer is None else optimizer_state.read_step(optimizer),
         **state,
     }
-
-    state_json = layout.to_json(layout.STATE_FILE, description)  # now: training goes on while a child writes
-
-    def publish() -> None:
-        directory = layout.temporary_directory(root, step)
-        layout.write_text(directory / layout.STATE_FILE, state_json)
-        layout.write_file_list(directory)
-        layout.publish(root, step, keep)
-
+    state_json = files.to_json(files.STATE_FILE, description)  # now: training goes on while a child writes
+    sharded, common = save_preprocess(sharded, validate_access_integrity=False)
+    check_finite(sharded, step)
+    common_file = io.BytesIO()
+    torch.save(common, common_file)
     on_rank_zero(lambda: layout.prepare(root, step))
-    request = dist_checkpointing.save(
-        sharded,
-        str(layout.temporary_directory(root, step)),
-        sharded_strategy=SaveStrategy(in_child),
-        validate_access_integrity=False,  # torch's planner checks that the chunks cover each tensor once
-        async_sharded_save=True,
-    )
-    request.add_finalize_fn(lambda: on_rank_zero(publish))
-    return request
+    writer = Writer(layout.temporary_directory(root, step))
+    writer.plan(sharded)
+    return _PendingSave(root, step, writer, state_json, common_file.getvalue(), keep, keep_every_steps)
 
 
-def _load_tensors(directory: Path, wanted: dict[str, Any], index: dict[str, SavedTensor]) -> dict[str, Any]:
+def _load_tensors(directory: Path, wanted: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     _, common = extract_matching_values(wanted, lambda v: isinstance(v, ShardedBase | LocalNonpersistentObject))
-    _check_tensors(directory, wanted, index)
+    _check_tensors(directory, wanted, tensors)
     try:
         return dist_checkpointing.load(
             wanted,
             str(directory),
-            sharded_strategy=LoadStrategy(),
+            sharded_strategy=LoadStrategy(dict(tensors)),
             common_strategy=OwnCommonState(common),
             validate_access_integrity=False,
         )
     except (CheckpointException, CheckpointingException) as error:
-        raise ValueError(f"{directory}: damaged, cannot be read ({_cause(error)}); use another checkpoint") from error
+        failures = getattr(error, "failures", None) or {}
+        found = next((failure for failure, _ in failures.values() if isinstance(failure, DamagedCheckpoint)), None)
+        if found is not None:
+            raise DamagedCheckpoint(str(found)) from None
+        raise DamagedCheckpoint(f"{directory}: damaged, cannot be read ({_cause(error)}); use another one") from error
 
 
-def _check_tensors(directory: Path, wanted: dict[str, Any], index: dict[str, SavedTensor]) -> None:
+def _check_tensors(directory: Path, wanted: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
     """Names and shapes of what this rank wants, before megatron-core trips over them one by one."""
     found = []
     for value in nested_values(wanted):
         if not isinstance(value, ShardedBase):
             continue
-        if value.key not in index:
+        if value.key not in tensors:
             found.append(f"no tensor {value.key}")
         elif isinstance(value, ShardedTensor):
-            saved = index[value.key].shape
+            saved = tensors[value.key].shape
             compared = slice(1, None) if value.allow_shape_mismatch else slice(None)  # rows: the padded vocabulary
             if tuple(value.global_shape)[compared] != saved[compared]:
                 found.append(f"{value.key} has shape {saved}, the model wants {tuple(value.global_shape)}")
@@ -303,73 +358,16 @@ def _check_tensors(directory: Path, wanted: dict[str, Any], index: dict[str, Sav
         raise ValueError(f"{problem}; this is a checkpoint of another model, check the fields of `model`")
 
 
-def _check_architecture(directory: Path, saved: dict[str, Any], own: LlamaArchitecture, sizes_only: bool) -> None:
-    running = {**dataclasses.asdict(own), "head_dim": own.head_dim}
-    saved = {**saved, "head_dim": saved.get("kv_channels") or saved["hidden_size"] // saved["num_attention_heads"]}
+def _check_architecture(contents: Contents, own: LlamaArchitecture, sizes_only: bool) -> None:
     names = _SIZE_FIELDS if sizes_only else _SIZE_FIELDS + _MEANING_FIELDS
-    differing = [f"{name} is {saved.get(name)}, this run has {running[name]}" for name in names
-                 if saved.get(name) != running[name]]  # fmt: skip
+    saved = contents.architecture
+    differing = [f"{name} is {getattr(saved, name)}, this run has {getattr(own, name)}" for name in names
+                 if getattr(saved, name) != getattr(own, name)]  # fmt: skip
     if differing:
         raise ValueError(
-            f"{directory / layout.STATE_FILE}: a checkpoint of another model: {'; '.join(differing)}; "
+            f"{contents.directory / files.STATE_FILE}: a checkpoint of another model: {'; '.join(differing)}; "
             "set the fields of `model` to those of the checkpoint, or choose another checkpoint"
         )
-
-
-def _model_state(model_chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
-    """Every parameter of this rank under its global name; Transformer Engine's pickles are left out."""
-    state = {}
-    for number, chunk in enumerate(model_chunks):
-        sharded = _bare(chunk).sharded_state_dict(metadata={"non_homogeneous_layers": True})
-        _, state[_chunk_key(number)] = extract_matching_values(sharded, lambda v: isinstance(v, ShardedObject))
-    return state
-
-
-def _bare(chunk: torch.nn.Module) -> Any:
-    """The model inside DistributedDataParallel and Float16Module."""
-    bare: Any = chunk
-    while hasattr(bare, "module"):
-        bare = bare.module
-    return bare
-
-
-def _chunk_key(number: int) -> str:
-    return f"model{number}"
-
-
-def _take_main_params_from_weights(state: dict[str, Any], index: dict[str, SavedTensor]) -> None:
-    """A plain fp32 optimizer has no main parameters apart from the weights, and saved none."""
-    for value in nested_values(state):
-        if isinstance(value, ShardedBase) and value.key not in index:
-            value.key = value.key.removeprefix(optimizer_state.MAIN_PARAM_PREFIX)
-
-
-def _finish_param_gather(model_chunks: Sequence[torch.nn.Module]) -> None:
-    """With overlapped parameter gathering the weights of other ranks' shards arrive only in the next forward pass."""
-    for chunk in model_chunks:
-        if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
-            chunk.start_param_sync(force_sync=True)
-
-
-def _rng_tensor(packed: torch.Tensor) -> ShardedTensor:
-    """This rank's row of a table of all ranks' states, filled up with zeros to the longest."""
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    lengths: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(lengths, packed.numel())
-    row = torch.zeros(1, max(lengths), dtype=torch.uint8)
-    row[0, : packed.numel()] = packed
-    return ShardedTensor.from_rank_offsets(RNG_KEY, row, (0, rank, world_size))
-
-
-def _layout() -> dict[str, int]:
-    return {
-        "world_size": torch.distributed.get_world_size(),
-        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
-        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
-        "virtual_pipeline_model_parallel_size": parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1,
-        "context_parallel_size": parallel_state.get_context_parallel_world_size(),
-        "data_parallel_size": parallel_state.get_data_parallel_world_size(),
-    }
 
 
 def _own_version() -> str:
@@ -379,24 +377,17 @@ def _own_version() -> str:
         return "unknown"
 
 
-class _WriteErrors:
-    """Turns torch's report of all ranks' failures into one line, and frees the disk of the half-written files."""
-
-    def __init__(self, root: Path, step: int) -> None:
-        self._root, self._step = root, step
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, CheckpointException):
-            if torch.distributed.get_rank() == 0:
-                shutil.rmtree(layout.temporary_directory(self._root, self._step), ignore_errors=True)
-            cause = first_problem(_cause(error) if error.failures else "")  # only the coordinator knows it
-            raise OSError(
-                f"checkpoint.save: step {self._step} could not be written to {self._root} ({cause}); "
-                "earlier checkpoints are untouched; make room or choose another directory"
-            ) from error
+@contextlib.contextmanager
+def _no_remains(root: Path, step: int) -> Iterator[None]:
+    """A save that fails leaves no half-written files. What fails, fails on all ranks."""
+    try:
+        yield
+    except (Exception, CheckpointException) as error:
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(layout.temporary_directory(root, step), ignore_errors=True)
+        if isinstance(error, CheckpointException):  # of the plan; it is no Exception
+            raise RuntimeError(f"checkpoint.save: step {step} could not be planned ({_cause(error)})") from error
+        raise
 
 
 def _cause(error: BaseException) -> str:

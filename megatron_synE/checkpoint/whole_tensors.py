@@ -5,60 +5,75 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from megatron_synE.checkpoint.layout import INDEX_FILE, check_files, read_json, resolve
+from megatron_synE.checkpoint.contents import quick_check
+from megatron_synE.checkpoint.files import DamagedCheckpoint
+from megatron_synE.checkpoint.index import Chunk, StoredTensor
 
 
 class WholeTensors:
     """The tensors of one checkpoint by name. Only the tensor being read is in memory.
 
     Raises:
-        ValueError: there is no checkpoint at `path`, or it is damaged.
+        ValueError: there is no checkpoint at `path`.
+        DamagedCheckpoint: it is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.directory = resolve(path)
-        check_files(self.directory)
-        self._entries: dict[str, dict[str, Any]] = read_json(self.directory / INDEX_FILE)["tensors"]
+        contents = quick_check(path)
+        self.directory = contents.directory
+        self._tensors = contents.tensors
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._tensors)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._entries
+        return key in self._tensors
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of the whole tensor."""
-        return tuple(self._entries[key]["shape"])
+        return self._tensors[key].shape
 
     def read(self, key: str) -> torch.Tensor:
         """The whole tensor, put together from its chunks.
 
         Raises:
-            ValueError: a chunk cannot be read.
+            DamagedCheckpoint: a chunk is not what was written.
         """
-        entry = self._entries[key]
-        whole = None
-        for chunk in entry["chunks"]:
-            part = self._read_chunk(key, chunk)
-            if list(part.shape) == entry["shape"]:
-                return part
-            if whole is None:
-                whole = torch.empty(entry["shape"], dtype=part.dtype)
-            place = tuple(slice(start, start + size) for start, size in zip(chunk["offsets"], part.shape, strict=True))
-            whole[place] = part
-        assert whole is not None, f"{key} has no chunks"
+        stored = self._tensors[key]
+        if len(stored.chunks) == 1:
+            return read_chunk(self.directory, key, stored, stored.chunks[0])
+        whole = torch.empty(stored.shape, dtype=torch_dtype(stored))
+        for chunk in stored.chunks:
+            place = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
+            whole[place] = read_chunk(self.directory, key, stored, chunk)
         return whole
 
-    def _read_chunk(self, key: str, chunk: dict[str, Any]) -> torch.Tensor:
-        path = self.directory / Path(chunk["file"]).name
-        try:
-            with open(path, "rb") as file:
-                file.seek(chunk["start_bytes"])
-                record = io.BytesIO(file.read(chunk["length_bytes"]))
-            return torch.load(record, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises many kinds on broken bytes
-            raise ValueError(f"{path}: damaged, {key} cannot be read ({error}); use another checkpoint") from error
+
+def read_chunk(directory: Path, key: str, stored: StoredTensor, chunk: Chunk) -> torch.Tensor:
+    """One chunk of the tensor `key`; its record and the tensor are in memory at the same time.
+
+    Raises:
+        DamagedCheckpoint: its bytes are not those that were written, or hold another tensor than the index says.
+    """
+    record = chunk.read(directory, key)
+    try:
+        part = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)
+    except Exception as error:  # many kinds, whose texts advise to unpickle what should not be
+        raise DamagedCheckpoint(
+            f"{directory / chunk.file}: {key} is damaged, not a record of a tensor ({type(error).__name__}); "
+            "use another checkpoint"
+        ) from None
+    if not isinstance(part, torch.Tensor) or part.dtype != torch_dtype(stored) or tuple(part.shape) != chunk.shape:
+        raise DamagedCheckpoint(
+            f"{directory / chunk.file}: {key} is damaged, not the {stored.dtype} of shape {list(chunk.shape)} that the "
+            "index says; use another checkpoint"
+        )
+    return part
+
+
+def torch_dtype(stored: StoredTensor) -> torch.dtype:
+    """The dtype of a stored tensor."""
+    return getattr(torch, stored.dtype)

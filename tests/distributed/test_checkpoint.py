@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from megatron_synE.checkpoint.whole_tensors import WholeTensors
 from megatron_synE.config.parallel import ParallelConfig
 from tests.helpers.checkpoint import TINY, build_training, differing_tensors, local_state, update
+from tests.helpers.checkpoint_files import flip_bit
 from tests.helpers.distributed import run_distributed
 
 DP4 = ParallelConfig()
@@ -143,13 +146,13 @@ def _save_in_background(folder: str) -> list[str]:
 
 
 def _fill_the_disk_of_rank_1() -> None:
-    from torch.distributed.checkpoint import filesystem
+    from megatron_synE.checkpoint import torch_dist
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if torch.distributed.get_rank() == 1:
-        filesystem._write_item = fail
+        torch_dist._write_chunk = fail
 
 
 def test_background_save_is_a_snapshot_and_a_full_disk_spoils_nothing(tmp_path: Path) -> None:
@@ -161,14 +164,16 @@ def test_background_save_is_a_snapshot_and_a_full_disk_spoils_nothing(tmp_path: 
 
 
 def _load_broken(folder: str) -> list[str]:
-    """The errors of a checkpoint of another model, of one whose bytes are broken, and of one with a shorter file."""
+    """The errors of a checkpoint of another model, and of one whose files are damaged, one after the other."""
     from megatron_synE.checkpoint import load_checkpoint
 
     chunks, optimizer = build_training(ParallelConfig(tensor_model_parallel_size=2), "fp32")
     path = _save(Path(folder), chunks, optimizer)
+    sound = Path(folder) / "sound"
     messages = []
-    for breaking in (None, _overwrite_half_of_a_file, _cut_a_file):
+    for breaking in (None, *_DAMAGES):
         if breaking and torch.distributed.get_rank() == 0:
+            shutil.copytree(path, sound)
             breaking(path)
         torch.distributed.barrier()
         architecture = TINY if breaking else dataclasses.replace(TINY, num_layers=5, rotary_base=10000.0)
@@ -176,8 +181,13 @@ def _load_broken(folder: str) -> list[str]:
             load_checkpoint(path, architecture=architecture, model_chunks=chunks, optimizer=optimizer)
             messages.append("loaded")
         except ValueError as error:
-            messages.append(str(error))
+            messages.append(f"{type(error).__name__}: {error}")
         torch.distributed.barrier()
+        if breaking and torch.distributed.get_rank() == 0:
+            shutil.rmtree(path)
+            sound.rename(path)
+    torch.distributed.barrier()
+    load_checkpoint(path, architecture=TINY, model_chunks=chunks, optimizer=optimizer)
     return messages
 
 
@@ -193,8 +203,65 @@ def _cut_a_file(path: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:-1])
 
 
+def _flip(path: Path, name: str) -> None:
+    victim = sorted(path.glob(name))[-1]
+    flip_bit(victim, 8 * victim.stat().st_size * 2 // 3)
+
+
+_FLIPPED = ("*.distcp", "state.json", "index.json", "metadata.json", "files.json")
+_DAMAGES = (_overwrite_half_of_a_file, _cut_a_file, *(functools.partial(_flip, name=name) for name in _FLIPPED))
+
+
 def test_what_cannot_be_loaded_is_one_error_on_every_rank(tmp_path: Path) -> None:
-    for other_model, broken, cut in run_distributed(_load_broken, 2, str(tmp_path)):
-        assert "num_layers is 4, this run has 5; rotary_base is 500000.0, this run has 10000.0" in other_model
-        assert "damaged" in broken and "step_00000003" in broken
-        assert ".distcp" in cut and "written were" in cut
+    results = run_distributed(_load_broken, 2, str(tmp_path))
+    assert results[0] == results[1]
+    other_model, broken, cut, *flipped = results[0]
+    assert "num_layers is 4, this run has 5; rotary_base is 500000.0, this run has 10000.0" in other_model
+    assert all(message.startswith("DamagedCheckpoint: ") for message in (broken, cut, *flipped))
+    assert "step_00000003" in broken and ".distcp" in broken
+    assert ".distcp" in cut and "written were" in cut
+    assert len(flipped) == len(_FLIPPED)
+    for message, name in zip(flipped, _FLIPPED, strict=True):
+        assert name.removeprefix("*") in message and "weights_only" not in message
+
+
+def _save_what_is_not_finite(folder: str) -> list[str]:
+    """Errors of saving NaN in a weight that only one rank holds, and infinity in a moment."""
+    from megatron_synE.checkpoint import AsyncCheckpointer, NonFiniteState, find_latest, save_checkpoint
+
+    chunks, optimizer = build_training(ParallelConfig(pipeline_model_parallel_size=2), "bf16")
+    update(chunks, optimizer)
+    root = Path(folder)
+    common: dict[str, Any] = {
+        "architecture": TINY, "model_chunks": chunks, "optimizer": optimizer, "rng_state": None, "state": {},
+        "keep": 1,
+    }  # fmt: skip
+    save_checkpoint(root, step=1, **common)
+    is_last = torch.distributed.get_rank() == 1
+    errors = []
+    parameters = dict(chunks[0].named_parameters())
+    norm = [value for name, value in parameters.items() if is_last <= name.endswith("final_layernorm.weight")][0]
+    moment = next(iter(optimizer.chained_optimizers[0].optimizer.state.values()))["exp_avg_sq"]
+    for target, value in ((norm.data, float("nan")), (moment, float("inf"))):
+        before = target.clone()
+        if is_last:
+            target.view(-1)[3] = value
+        for save in (save_checkpoint, AsyncCheckpointer().save):
+            with pytest.raises(NonFiniteState) as error:
+                save(root, step=2, **common)
+            errors.append(str(error.value))
+        target.copy_(before)
+    torch.distributed.barrier()
+    assert find_latest(root) == root / "step_00000001"
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step_00000001"]
+    save_checkpoint(root, step=2, **common)
+    return errors
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    results = run_distributed(_save_what_is_not_finite, 2, str(tmp_path))
+    assert results[0] == results[1]
+    for message in results[0]:
+        assert message.startswith("checkpoint.save: step 2 is not saved, ") and "holds NaN or infinity" in message
+    assert all("decoder.final_layernorm.weight" in message for message in results[0][:2])
+    assert all("optimizer.state.exp_avg_sq." in message for message in results[0][2:])

@@ -137,9 +137,7 @@ def _arm(point: str) -> None:
     """Die, as by `kill -9`, in place of what `point` names."""
     import shutil
 
-    from torch.distributed.checkpoint import filesystem
-
-    from megatron_synE.checkpoint import layout, torch_dist
+    from megatron_synE.checkpoint import files, layout, torch_dist
 
     def die(*args: Any, **kwargs: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -149,10 +147,10 @@ def _arm(point: str) -> None:
         return lambda *args, **kwargs: die() if next(calls) == number else original(*args, **kwargs)
 
     places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        "state.json is written": (layout, "write_text", die),
-        "the fifth tensor is written": (filesystem, "_write_item", at_call(5, filesystem._write_item)),
+        "state.json is written": (files, "write_text", at_call(2, files.write_text)),
+        "the fifth tensor is written": (torch_dist, "_write_chunk", at_call(5, torch_dist._write_chunk)),
         "the metadata are written": (torch_dist.Writer, "finish", die),
-        "the file list is written": (layout, "write_file_list", die),
+        "the file list is written": (files, "write_file_list", die),
         "the files are fsynced": (layout, "_fsync_files", die),
         "latest is moved": (layout, "_write_latest", die),
         "old checkpoints are pruned": (layout, "_prune", die),

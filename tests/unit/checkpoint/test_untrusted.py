@@ -60,9 +60,9 @@ def _attack(folder: str) -> list[str]:
 
 
 def _fix_file_list(path: Path) -> None:
-    from megatron_synE.checkpoint.layout import write_file_list
+    from megatron_synE.checkpoint.files import write_file_list
 
-    write_file_list(path)
+    write_file_list(path, {})
 
 
 def test_no_pickle_of_a_checkpoint_runs(tmp_path: Path) -> None:
