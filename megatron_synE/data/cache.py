@@ -1,8 +1,9 @@
 """Index arrays on disk: built by one process, mapped by all, found by the content they were made from.
 
-One file per key: 8 bytes magic, u64 length of a JSON header, the header, then the arrays, each at a multiple of 64
-bytes. The header repeats the key and the file's size, so a file of another key or a torn one is never read. Files are
-written aside and renamed: a crash in the middle of a build leaves only a temporary file, which the next build ignores.
+One file per key: 8 bytes magic, 16 bytes checksum (xxh3_128) of all that follows, u64 length of a JSON header, the
+header, then the arrays, each at a multiple of 64 bytes. The header repeats the key. The checksum is verified whenever a
+file is opened: a damaged, torn or foreign one is never read, but said and built again. Files are written aside and
+renamed: a crash in the middle of a build leaves only a temporary file, which the next build ignores.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
@@ -21,16 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 logger = logging.getLogger(__name__)
 
-MAGIC = b"SYNEIDX1"
+MAGIC = b"SYNEIDX2"
+MAGIC_WITHOUT_CHECKSUM = b"SYNEIDX1"
+CHECKSUM_BYTES = 16
+START_BYTES = len(MAGIC) + CHECKSUM_BYTES
+LENGTH = struct.Struct("<Q")
 ALIGNMENT_BYTES = 64
-MAX_HEADER_BYTES = 1 << 20
+HASH_PIECE_BYTES = 1 << 20
 POLL_SECONDS = 0.05
 
 Arrays = dict[str, np.ndarray]
 Key = dict[str, Any]
+
+
+class DamagedIndex(ValueError):
+    """A file of the cache that does not hold what was written, or not what is looked for."""
 
 
 class IndexCache:
@@ -54,7 +65,7 @@ class IndexCache:
         """
         path = self.folder / f"{key['kind']}-{digest(key)}.index"
         give_up = time.monotonic() + self.patience_seconds
-        while (arrays := read_arrays(path, key)) is None and time.monotonic() < give_up:
+        while (arrays := undamaged_arrays(path, key)) is None and time.monotonic() < give_up:
             time.sleep(POLL_SECONDS)
         if arrays is not None:
             return arrays
@@ -62,12 +73,18 @@ class IndexCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(path.with_suffix(".lock")):
-                if read_arrays(path, key) is None:
+                try:
+                    arrays = read_arrays(path, key)
+                except DamagedIndex as damage:
+                    logger.warning("%s; it is built again", damage)
+                if arrays is None:
                     write_arrays(path, key, build())
+                    arrays = read_arrays(path, key)
+        except DamagedIndex as damage:
+            raise ValueError(f"data.cache_dir: {damage}, just after it was written; look at this disk") from None
         except OSError as error:
             raise ValueError(f"data.cache_dir: cannot write {path}: {error}; name a folder that is writable") from error
-        arrays = read_arrays(path, key)
-        assert arrays is not None, f"{path} does not hold what was just written"
+        assert arrays is not None, f"{path} is gone again"
         return arrays
 
 
@@ -90,22 +107,16 @@ def locked(path: Path) -> Iterator[None]:
 
 def write_arrays(path: Path, key: Key, arrays: Arrays) -> None:
     """Write a file of arrays aside, flush it to disk, and rename it to `path`."""
-    described: list[dict[str, Any]] = []
-    offset = 0
-    for name, array in arrays.items():
-        offset = aligned(offset)
-        described.append({"name": name, "dtype": array.dtype.str, "length": len(array), "offset": offset})
-        offset += array.nbytes
-    header = json.dumps({"key": key, "arrays": described, "bytes": offset}).encode()
-    data_start = aligned(len(MAGIC) + 8 + len(header))
+    checksum = xxhash.xxh3_128()
     descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.tmp-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(MAGIC + struct.pack("<Q", len(header)) + header)
-            for array, entry in zip(arrays.values(), described, strict=True):
-                file.seek(data_start + entry["offset"])
-                file.write(np.ascontiguousarray(array).data)
-            file.truncate(data_start + offset)
+            file.write(MAGIC + bytes(CHECKSUM_BYTES))
+            for piece in content_pieces(key, arrays):
+                file.write(piece)
+                checksum.update(piece)
+            file.seek(len(MAGIC))
+            file.write(checksum.digest())
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -116,28 +127,69 @@ def write_arrays(path: Path, key: Key, arrays: Arrays) -> None:
         raise
 
 
+def content_pieces(key: Key, arrays: Arrays) -> Iterator[bytes | memoryview]:
+    """What a file holds after its checksum."""
+    described: list[dict[str, Any]] = []
+    offset = 0
+    for name, array in arrays.items():
+        offset = aligned(offset)
+        described.append({"name": name, "dtype": array.dtype.str, "length": len(array), "offset": offset})
+        offset += array.nbytes
+    header = json.dumps({"key": key, "arrays": described}).encode()
+    yield LENGTH.pack(len(header)) + header
+    position = START_BYTES + LENGTH.size + len(header)
+    for array in arrays.values():
+        yield bytes(aligned(position) - position)
+        yield np.ascontiguousarray(array).view(np.uint8).data
+        position = aligned(position) + array.nbytes
+
+
 def read_arrays(path: Path, key: Key) -> Arrays | None:
-    """The arrays of a complete file with this key, else None."""
+    """The arrays of a file with this key, memory-mapped read-only; None where there is none, or one without a checksum.
+
+    Raises: DamagedIndex where the file is not what was written under this key.
+    """
     try:
-        with open(path, "rb") as file:
-            prefix = file.read(len(MAGIC) + 8)
-            if len(prefix) < len(MAGIC) + 8 or not prefix.startswith(MAGIC):
+        with open(path, "rb", buffering=0) as file:
+            start = file.read(START_BYTES)
+            if start.startswith(MAGIC_WITHOUT_CHECKSUM):
                 return None
-            (header_bytes,) = struct.unpack("<Q", prefix[len(MAGIC) :])
-            if header_bytes > MAX_HEADER_BYTES:
-                return None
+            if not start.startswith(MAGIC) or start[len(MAGIC) :] != checksum_of_rest(file):
+                raise DamagedIndex(f"{path}: damaged: its content does not have the checksum that was written")
+            file.seek(START_BYTES)
+            (header_bytes,) = LENGTH.unpack(file.read(LENGTH.size))
             header = json.loads(file.read(header_bytes))
-            data_start = aligned(len(prefix) + header_bytes)
-            if header["key"] != key or os.fstat(file.fileno()).st_size != data_start + header["bytes"]:
-                return None
+            if header["key"] != key:
+                raise DamagedIndex(f"{path}: holds the index of something else")
             # The base class: indexing a memmap costs Python calls that a plain array does not.
-            data = np.asarray(np.memmap(file, np.uint8, mode="r"))[data_start:]
-    except (OSError, ValueError, KeyError, TypeError):
+            data = np.asarray(np.memmap(file, np.uint8, mode="r"))[aligned(START_BYTES + LENGTH.size + header_bytes) :]
+            return {
+                entry["name"]: np.frombuffer(data, np.dtype(entry["dtype"]), entry["length"], entry["offset"])
+                for entry in header["arrays"]
+            }
+    except FileNotFoundError:
         return None
-    return {
-        entry["name"]: np.frombuffer(data, np.dtype(entry["dtype"]), count=entry["length"], offset=entry["offset"])
-        for entry in header["arrays"]
-    }
+    except DamagedIndex:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise DamagedIndex(f"{path}: damaged: {error}") from error
+
+
+def undamaged_arrays(path: Path, key: Key) -> Arrays | None:
+    """The same, and None where the file is damaged."""
+    try:
+        return read_arrays(path, key)
+    except DamagedIndex:
+        return None
+
+
+def checksum_of_rest(file: io.FileIO) -> bytes:
+    """xxh3_128 of what follows in a file, read in pieces: mapped pages would count as this process's memory."""
+    checksum, piece = xxhash.xxh3_128(), bytearray(HASH_PIECE_BYTES)
+    view = memoryview(piece)
+    while count := file.readinto(piece):
+        checksum.update(view[:count])
+    return checksum.digest()
 
 
 def aligned(offset: int) -> int:

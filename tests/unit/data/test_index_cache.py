@@ -37,8 +37,10 @@ def test_built_once_and_read_only(tmp_path: Path) -> None:
     assert len(other["order"]) == 3
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "magic", "foreign", "header"])
-def test_damaged_files_are_built_again(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncate", "empty", "magic", "foreign", "header", "longer"])
+def test_damaged_files_are_said_and_built_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     IndexCache(tmp_path).get(KEY, arrays)
     (path,) = tmp_path.glob("*.index")
     content = path.read_bytes()
@@ -47,9 +49,37 @@ def test_damaged_files_are_built_again(tmp_path: Path, damage: str) -> None:
         (other,) = set(tmp_path.glob("*.index")) - {path}
         content = other.read_bytes()
     damaged = {"truncate": content[:-1], "empty": b"", "magic": b"X" + content[1:], "foreign": content}
-    damaged["header"] = content[:16] + b"}" + content[17:]
+    damaged |= {"header": content[:32] + b"}" + content[33:], "longer": content + b"\0"}
     path.write_bytes(damaged[damage])
     assert (IndexCache(tmp_path).get(KEY, arrays)["ends"] == arrays()["ends"]).all()
+    (said,) = caplog.messages
+    assert str(path) in said and "built again" in said
+    assert (IndexCache(tmp_path).get(KEY, refuse)["ends"] == arrays()["ends"]).all() and len(caplog.messages) == 1
+
+
+def test_every_flipped_bit_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    cache = IndexCache(tmp_path)
+    expected = {"order": rng.permutation(5000).astype(np.int32), "ends": np.arange(5001) * 7}
+    cache.get(KEY, lambda: expected)
+    (path,) = tmp_path.glob("*.index")
+    content = path.read_bytes()
+    places = [*rng.integers(0, 8 * len(content), 32).tolist(), *range(0, 8 * 40, 5)]  # anywhere; first bytes
+    for number, place in enumerate(places):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        found = cache.get(KEY, lambda: expected)
+        assert all((found[name] == expected[name]).all() for name in expected)
+        assert len(caplog.messages) == number + 1 and path.read_bytes() == content
+
+
+def test_a_file_of_the_format_without_checksum_is_built_again(tmp_path: Path) -> None:
+    IndexCache(tmp_path).get(KEY, arrays)
+    (path,) = tmp_path.glob("*.index")
+    path.write_bytes(b"SYNEIDX1" + path.read_bytes()[24:])
+    assert (IndexCache(tmp_path).get(KEY, arrays)["ends"] == arrays()["ends"]).all()
+    assert path.read_bytes().startswith(b"SYNEIDX2")
 
 
 def test_a_crash_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
