@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +29,45 @@ def build_training(
     dtype: str,
     architecture: LlamaArchitecture = TINY,
     optimizer: OptimizerConfig = OPTIMIZER,
+    model: ModelConfig = MODEL,
 ) -> tuple[list[Any], Any]:
     """Model chunks in DistributedDataParallel and their optimizer, as the trainer builds them."""
     from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
 
-    chunks = build_model(parallel, dtype, architecture)
+    chunks = build_model(parallel, dtype, architecture, model)
     precision = PrecisionConfig(dtype=dtype)  # type: ignore[arg-type]
     wrapped = wrap_data_parallel(list(chunks), parallel, precision)
     return wrapped, build_optimizer(wrapped, optimizer, parallel, precision)
 
 
-def build_model(parallel: ParallelConfig, dtype: str, architecture: LlamaArchitecture = TINY) -> list[Any]:
+def build_model(
+    parallel: ParallelConfig, dtype: str, architecture: LlamaArchitecture = TINY, model: ModelConfig = MODEL
+) -> list[Any]:
     """Bare model chunks under this layout; a second call in one process changes the layout."""
     from megatron_synE.model import build_model_chunks
 
     precision = PrecisionConfig(dtype=dtype)  # type: ignore[arg-type]
     _set_layout(parallel)
-    return list(build_model_chunks(architecture, MODEL, parallel, precision, device=torch.device("cpu")))
+    return list(build_model_chunks(architecture, model, parallel, precision, device=torch.device("cpu")))
 
 
 def _set_layout(parallel: ParallelConfig) -> None:
-    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import parallel_state
 
     from megatron_synE.runtime import initialize
 
-    if not torch.distributed.is_initialized():
-        initialize(parallel)
-        return
-    parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-    )
-    tensor_parallel.model_parallel_cuda_manual_seed(1234)
+    if torch.distributed.is_initialized():
+        parallel_state.destroy_model_parallel()
+        _end_all_groups_but_the_world()
+    initialize(parallel)
+
+
+def _end_all_groups_but_the_world() -> None:
+    """megatron-core only forgets its groups, and each of gloo's has threads that wake a hundred times a second."""
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    for group in [group for group in groups if group is not torch.distributed.group.WORLD]:
+        torch.distributed.destroy_process_group(group)
+    gc.collect()  # the last references to them stand in cycles of the model and its optimizer
 
 
 def update(chunks: list[Any], optimizer: Any, num_steps: int = 1) -> None:
