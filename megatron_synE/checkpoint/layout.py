@@ -33,17 +33,6 @@ LATEST_FILE = "latest"
 _STEP_DIRECTORY = re.compile(r"^step_(\d{8,})$")
 
 
-class DamagedCheckpoint(ValueError):
-    """The content of a checkpoint is not what was written."""
-
-
-def resume_candidates(root: str | Path) -> list[Path]:
-    """Complete checkpoints that a run may go on from, best first."""
-    root = Path(root)
-    latest = find_latest(root)
-    return [] if latest is None else [latest, *(p for p in reversed(complete_checkpoints(root)) if p != latest)]
-
-
 def step_directory(root: Path, step: int) -> Path:
     """Final place of the checkpoint of `step`."""
     return root / f"step_{step:08d}"

@@ -15,6 +15,8 @@ class CheckpointConfig:
     """Steps between two checkpoints; none saves at the end only."""
     keep: int | None = None
     """Keep this many newest checkpoints; none keeps all."""
+    keep_every_steps: int | None = None
+    """Besides the newest, keep every checkpoint whose step this divides."""
     load: str | None = None
     """Folder of another run, or a checkpoint in it, to start from when `save` holds none: weights only."""
     init_from_hf: str | None = None
@@ -25,7 +27,7 @@ class CheckpointConfig:
     def problems(self) -> list[str]:
         """Contradictions among these fields."""
         found = []
-        for name in ("save_interval_steps", "keep"):
+        for name in ("save_interval_steps", "keep", "keep_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"checkpoint.{name}: {value} is not positive; use 1 or more, or null")

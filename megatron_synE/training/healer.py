@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import torch
 
-from megatron_synE.checkpoint.layout import DamagedCheckpoint
+from megatron_synE.checkpoint import DamagedCheckpoint
 from megatron_synE.data.ledger import documents_of
 from megatron_synE.training.healing import Action, Incident
 from megatron_synE.training.metrics import MetricsWriter, ProgressLine

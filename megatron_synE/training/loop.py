@@ -237,6 +237,7 @@ class TrainingLoop:
             "rng_state": collect_rng_state(),
             "state": state,
             "keep": config.keep,
+            "keep_every_steps": config.keep_every_steps,
         }
         start = time.perf_counter()
         if self._async_checkpointer is not None:

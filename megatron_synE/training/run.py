@@ -11,8 +11,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
-from megatron_synE.checkpoint import load_checkpoint, read_state, restore_rng_state
-from megatron_synE.checkpoint.layout import resume_candidates
+from megatron_synE.checkpoint import load_checkpoint, read_state, restore_rng_state, resume_candidates
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.runtime import Runtime

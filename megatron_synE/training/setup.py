@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from megatron_synE.checkpoint import (
+    DamagedCheckpoint,
     architecture_from_hf,
-    find_latest,
     init_from_hf,
     load_checkpoint,
     read_state,
+    resume_candidates,
+    resume_notes,
 )
-from megatron_synE.checkpoint.layout import DamagedCheckpoint, read_architecture
+from megatron_synE.checkpoint.layout import read_architecture
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.corpus.indexed import IndexedCorpus
@@ -38,9 +40,11 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
     Raises:
         ValueError: all that is wrong, one line each: the field or file, and the fix.
     """
-    base, problems = None, []
+    base, stream_state, problems = None, None, []
     try:
-        base = _base_architecture(job)
+        resumed = _resumed_from(job)
+        base = _base_architecture(job, resumed[0] if resumed is not None else None)
+        stream_state = resumed[1].get("stream") if resumed is not None else None
     except ValueError as error:
         problems.append(str(error))
     if not problems or job.model.preset is not None:
@@ -48,29 +52,40 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
     if job.model.transformer_impl == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
         problems.append(TRANSFORMER_ENGINE_MISSING)
     if not job.data.problems():
-        problems += data_preflight(job.data, state=_stream_state(job))
+        problems += data_preflight(job.data, state=stream_state)
         problems += _vocabulary_problems(job, base)
     if problems:
         raise ValueError("\n".join(problems))
     return job.model.architecture(base)
 
 
-def _base_architecture(job: JobConfig) -> LlamaArchitecture | None:
+def _resumed_from(job: JobConfig) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that the run goes on from as far as is known before its tensors are read, and its state.json.
+
+    Raises:
+        ValueError: something was saved in checkpoint.save, but none of it can be gone on from.
+    """
+    problem: DamagedCheckpoint | None = None
+    for directory in resume_candidates(job.checkpoint.save) if job.checkpoint.save is not None else ():
+        try:
+            return directory, read_state(directory)
+        except DamagedCheckpoint as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return None
+
+
+def _base_architecture(job: JobConfig, resumed_from: Path | None) -> LlamaArchitecture | None:
     """The sizes of the model that the run goes on with or starts from; a preset stands above them."""
     checkpoint, found = job.checkpoint, None
-    if checkpoint.save is not None and find_latest(checkpoint.save) is not None:
-        found = _read_sizes("checkpoint.save", read_architecture, checkpoint.save)
+    if resumed_from is not None:
+        found = _read_sizes("checkpoint.save", read_architecture, str(resumed_from))
     elif checkpoint.init_from_hf is not None:
         found = _read_sizes("checkpoint.init_from_hf", architecture_from_hf, checkpoint.init_from_hf)
     elif checkpoint.load is not None:
         found = _read_sizes("checkpoint.load", read_architecture, checkpoint.load)
     return found if job.model.preset is None else None
-
-
-def _stream_state(job: JobConfig) -> dict[str, Any] | None:
-    """The data stream's state in the checkpoint that the run resumes from, if there is one."""
-    latest = find_latest(job.checkpoint.save) if job.checkpoint.save is not None else None
-    return read_state(latest).get("stream") if latest is not None else None
 
 
 def _read_sizes(field: str, read: Callable[[str], LlamaArchitecture], folder: str) -> LlamaArchitecture:
@@ -116,6 +131,9 @@ def build_run(
     Raises:
         ValueError: no checkpoint is undamaged, or one or a corpus does not fit the job.
     """
+    if runtime.is_main and job.checkpoint.save is not None:
+        for note in resume_notes(job.checkpoint.save):
+            say(f"WARNING: {note}")
     damaged = []
     for directory in candidates_of_all_ranks(job.checkpoint.save):
         try:
