@@ -11,20 +11,29 @@ rounds. The last line is one JSON object.
     load_share_of_disk   rate of load_checkpoint ÷ rate of the plain file
     async_stall_share    time in which AsyncCheckpointer.save and its last poll hold the training loop up ÷ time of
                          save_checkpoint
+    checksum_share_of_save, checksum_share_of_load
+                         processor time of all threads inside the checksums, added up ÷ time of the save or load
+    checksum_gb_per_s    bytes that went through checksums in saves ÷ that processor time, so per core; a save takes two
+                         of each byte, of its chunk and of its file
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 PIECE_BYTES = 8 * 2**20
 
@@ -64,13 +73,16 @@ def measure(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
         times.setdefault(name, []).append(time.perf_counter() - start)
 
     checkpointer = AsyncCheckpointer()
+    checksums = ChecksumClock()
     for number in range(1, rounds + 1):
         record("write", lambda: write_file(folder / "plain", size_bytes))
-        record("save", lambda n=number: save_checkpoint(folder / "checkpoints", step=2 * n, **saving))
+        with checksums.timed("save"):
+            record("save", lambda n=number: save_checkpoint(folder / "checkpoints", step=2 * n, **saving))
         drop_from_cache(folder)
         record("read", lambda: read_file(folder / "plain"))
         drop_from_cache(folder)
-        record("load", lambda: load_checkpoint(folder / "checkpoints", **common))
+        with checksums.timed("load"):
+            record("load", lambda: load_checkpoint(folder / "checkpoints", **common))
         record("begin", lambda n=number: checkpointer.save(folder / "checkpoints", step=2 * n + 1, **saving))
         record("background", lambda: wait_for_child(checkpointer))
         record("publish", checkpointer.wait)
@@ -81,12 +93,56 @@ def measure(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
         "async_stall_share": round((median["begin"] + median["publish"]) / median["save"], 3),
         "save_share_of_disk": round(median["write"] / median["save"], 3),
         "load_share_of_disk": round(median["read"] / median["load"], 3),
+        "checksum_share_of_save": round(checksums.seconds["save"] / sum(times["save"]), 4),
+        "checksum_share_of_load": round(checksums.seconds["load"] / sum(times["load"]), 4),
+        "checksum_gb_per_s": round(checksums.num_bytes["save"] / checksums.seconds["save"] / 1e9, 1),
         "checkpoint_mb": round(size_bytes / 1e6),
         "disk_write_mb_per_s": round(size_bytes / median["write"] / 1e6),
         "disk_read_mb_per_s": round(size_bytes / median["read"] / 1e6),
         "machine": device_name(torch.device("cpu")),
         "load_average": round(os.getloadavg()[0], 1),
     }
+
+
+class ChecksumClock:
+    """Processor time and bytes of the checksums, by the name under which they were `timed`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.num_bytes: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Put a clock around every call of xxh3_128 in the package's checkpoints."""
+        from megatron_synE.checkpoint import files, torch_dist
+
+        lock = threading.Lock()
+
+        def clocked(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def call(content: Any) -> Any:
+                start = time.thread_time()
+                result = function(content)
+                with lock:
+                    self.seconds[name] = self.seconds.get(name, 0.0) + time.thread_time() - start
+                    self.num_bytes[name] = self.num_bytes.get(name, 0) + memoryview(content).nbytes
+                return result
+
+            return call
+
+        class Clocked:
+            def __init__(self) -> None:
+                self._digest = xxhash.xxh3_128()
+                self.update = clocked(self._digest.update)
+                self.hexdigest, self.reset = self._digest.hexdigest, self._digest.reset
+
+        replacement = types.SimpleNamespace(
+            xxh3_128=Clocked, xxh3_128_hexdigest=clocked(xxhash.xxh3_128_hexdigest)
+        )
+        files.xxhash = torch_dist.xxhash = replacement
+        try:
+            yield
+        finally:
+            files.xxhash = torch_dist.xxhash = xxhash
 
 
 def build(num_layers: int) -> tuple[Any, list[Any], Any]:

@@ -193,11 +193,12 @@ def read_architecture(path: str | Path) -> LlamaArchitecture:
     return architecture_of(directory / STATE_FILE, read_state(directory))
 
 
-def prepare(root: Path, step: int) -> Path:
+def prepare(root: Path, step: int, needed_bytes: int = 0) -> Path:
     """An empty directory to write the checkpoint of `step` into; removes what killed saves left behind.
 
     Raises:
         ValueError: the place cannot be written to.
+        OSError: with what was left behind gone, it has fewer than `needed_bytes` free.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -209,11 +210,46 @@ def prepare(root: Path, step: int) -> Path:
                 shutil.rmtree(replaced)
             else:
                 replaced.rename(final)
+        problem = _too_little_room(root, needed_bytes, f"step {step}")
         directory = temporary_directory(root, step)
-        directory.mkdir()
+        if not problem:
+            directory.mkdir()
     except OSError as error:
         raise ValueError(f"checkpoint.save: {root} cannot be written to ({error}); choose another one") from None
+    if problem:
+        raise OSError(problem)
     return directory
+
+
+def check_place(root: str | Path, needed_bytes: int = 0) -> None:
+    """Whether checkpoints of `needed_bytes` can be written under `root`; makes nothing, for a look before the start.
+
+    What killed saves left behind counts as free: the next save removes it.
+
+    Raises:
+        ValueError: the place cannot be written to, or has too little room.
+    """
+    root = Path(root).absolute()
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"checkpoint.save: {existing} is no directory; choose another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"checkpoint.save: {existing} cannot be written to; choose another one, or change its rights")
+    leftover_bytes = sum(path.stat().st_size for path in root.glob(".step_*.tmp/*"))
+    problem = _too_little_room(existing, needed_bytes - leftover_bytes, "one checkpoint")
+    if problem:
+        raise ValueError(problem)
+
+
+def _too_little_room(root: Path, needed_bytes: int, what: str) -> str:
+    """What to tell where `root` has fewer bytes free than `needed_bytes`; empty where it has enough."""
+    free_bytes = shutil.disk_usage(root).free
+    if free_bytes >= needed_bytes:
+        return ""
+    return (
+        f"checkpoint.save: {root} has {free_bytes:,} bytes free, {what} needs {needed_bytes:,}; make room, lower "
+        "checkpoint.keep, or choose another directory; earlier checkpoints are untouched"
+    )
 
 
 def publish(root: Path, step: int, keep: int | None = None, keep_every_steps: int | None = None) -> Path:

@@ -29,7 +29,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, nested_values
-from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedTensor
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
@@ -61,6 +61,12 @@ _RESERVED_KEYS = ("format_version", "megatron_synE_version", "step", "architectu
 _SIZE_FIELDS = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "head_dim",
                 "vocab_size", "tie_word_embeddings")  # fmt: skip
 _MEANING_FIELDS = ("rotary_base", "rope_scaling", "layernorm_epsilon")
+
+
+_RECORD_BYTES = 3000
+"""What a record of torch.save, its place in `.metadata` and in index.json take beside the tensor, at most."""
+_SMALL_FILES_BYTES = 2**20
+"""state.json and the like."""
 
 
 @dataclass(frozen=True)
@@ -315,10 +321,20 @@ def _begin_tensors(root: Path, step: int, architecture: LlamaArchitecture, shard
     check_finite(sharded, step)
     common_file = io.BytesIO()
     torch.save(common, common_file)
-    on_rank_zero(lambda: layout.prepare(root, step))
+    needed_bytes = _bytes_on_disk(sharded)
+    on_rank_zero(lambda: layout.prepare(root, step, needed_bytes))
     writer = Writer(layout.temporary_directory(root, step))
     writer.plan(sharded)
     return _PendingSave(root, step, writer, state_json, common_file.getvalue(), keep, keep_every_steps)
+
+
+def _bytes_on_disk(sharded: Mapping[str, Any]) -> int:
+    """Size of a checkpoint before it is written: what all ranks write, each tensor once. Called by all ranks."""
+    tensors = [value for value in nested_values(sharded) if isinstance(value, ShardedTensor)]
+    own = sum(tensor.data.nbytes + _RECORD_BYTES for tensor in tensors if is_main_replica(tensor.replica_id))
+    totals: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(totals, own)
+    return sum(totals) + _SMALL_FILES_BYTES
 
 
 def _load_tensors(directory: Path, wanted: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def _save_what_is_not_finite(folder: str) -> list[str]:
     is_last = torch.distributed.get_rank() == 1
     errors = []
     parameters = dict(chunks[0].named_parameters())
-    norm = [value for name, value in parameters.items() if is_last <= name.endswith("final_layernorm.weight")][0]
+    norm = next(value for name, value in parameters.items() if is_last <= name.endswith("final_layernorm.weight"))
     moment = next(iter(optimizer.chained_optimizers[0].optimizer.state.values()))["exp_avg_sq"]
     for target, value in ((norm.data, float("nan")), (moment, float("inf"))):
         before = target.clone()
