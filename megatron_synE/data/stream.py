@@ -109,7 +109,8 @@ class DataStream:
     def batch(self, sample_numbers: Sequence[int] | np.ndarray) -> Batch:
         """The samples with these global numbers.
 
-        Raises: as `locate`; ValueError for a token that the model's vocabulary does not have.
+        Raises: as `locate`; ValueError for a token that the model's vocabulary does not have, and for a corpus that
+            changed since it was opened.
         """
         component_B, index_B = self.locate(np.asarray(sample_numbers, np.int64))
         rows = np.empty((len(component_B), self.seq_length + 1), np.int64)
@@ -117,6 +118,8 @@ class DataStream:
             self.components[component].read(index, rows[row])
             for row, (component, index) in enumerate(zip(component_B.tolist(), index_B.tolist(), strict=True))
         ]
+        for corpus in {self.components[component].source.corpus for component in set(component_B.tolist())}:
+            corpus.check_unchanged()
         if self.vocab_size is not None:
             check_tokens(
                 rows, self.vocab_size, lambda row, place: self._place_of(component_B[row], index_B[row], place)
