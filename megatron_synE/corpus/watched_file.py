@@ -27,6 +27,7 @@ class WatchedFile:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self._status = os.fstat(file.fileno())
+        self._times = _times(self._status)
         self.sample = sampled_hash(file)
 
     @property
@@ -47,7 +48,8 @@ class WatchedFile:
         """
         try:
             status = os.stat(self.path)
-            if _times(status) == _times(self._status):
+            times = _times(status)
+            if times == self._times:
                 return
             unchanged = status.st_size == self.num_bytes
             if unchanged:
@@ -67,7 +69,7 @@ class WatchedFile:
                 self.path,
                 SAMPLED_BLOCKS,
             )
-        self._status = status
+        self._status, self._times = status, times
 
 
 def sampled_hash(file: BinaryIO) -> str:

@@ -84,8 +84,10 @@ class DataStream:
         recorded.check_against(config.seq_length, config.seed, components)
         timeline = Timeline(recorded.segments_for(components), recorded.num_samples, planner.tables)
         stream = cls(config, components, planner, timeline, recorded.decisions, vocab_size)
+        at_sample = recorded.sample if at_sample is None else at_sample
+        if at_sample is not None and not 0 <= at_sample <= recorded.num_samples:
+            raise ValueError(f"stream state: of {recorded.num_samples} samples, {at_sample} cannot have been consumed")
         if recorded.plan != planner.describe():
-            at_sample = recorded.sample if at_sample is None else at_sample
             if at_sample is None:
                 raise ValueError("data.stages: the plan is not the checkpoint's; tell the samples consumed so far")
             stream._replan(at_sample, {**planner.initial_topic_shares, **timeline.at(at_sample).topic_shares}, "config")
