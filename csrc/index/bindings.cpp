@@ -111,6 +111,8 @@ PYBIND11_MODULE(_index, m) {
         py::arg("numerators").noconvert(), py::arg("cursors").noconvert());
   m.def("hash_documents", &bind_hash_documents<uint16_t>, py::arg("tokens").noconvert(), py::arg("starts").noconvert());
   m.def("hash_documents", &bind_hash_documents<int32_t>, py::arg("tokens").noconvert(), py::arg("starts").noconvert());
+  m.def("watch_mapping", &watch_mapping, py::arg("start"), py::arg("bytes"), py::arg("path"));
+  m.def("forget_mapping", &forget_mapping, py::arg("slot"));
   m.def("sort_documents", &bind_sort_documents, py::arg("keys").noconvert());
   m.def("gather", &bind_gather<uint16_t>, py::arg("tokens").noconvert(), py::arg("sequence_offsets").noconvert(),
         py::arg("boundaries").noconvert(), py::arg("order").noconvert(), py::arg("ends").noconvert(), py::arg("offset"),

@@ -39,4 +39,9 @@ struct PackedDocuments {
 template <typename Token>
 std::vector<int32_t> gather(const PackedDocuments<Token>& documents, int64_t offset, int64_t count, int64_t* out);
 
+// Names `path` on stderr before the process dies of a SIGBUS in the mapping of this file: it was truncated under us.
+// Returns a slot for `forget_mapping`, or -1 where no slot is free. Not for several threads at once.
+int watch_mapping(uintptr_t start, size_t bytes, const char* path);
+void forget_mapping(int slot);
+
 }  // namespace syne::index

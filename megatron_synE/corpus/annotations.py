@@ -71,7 +71,7 @@ class Annotations:
             )
         return content
 
-    def get(self, name: str) -> npt.NDArray[Any]:
+    def get(self, name: str) -> np.memmap[Any, Any]:
         """The values of annotation ``name``, [D], read-only: ``topic`` int16, ``perplexity`` float32.
 
         Raises:

@@ -17,10 +17,12 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from megatron_synE.corpus.watched_file import WatchedFile
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -54,7 +56,7 @@ def corpus_exists(prefix: str | Path) -> bool:
 
 
 class IndexedCorpus:
-    """A corpus on disk, memory-mapped; opening it costs no reading of tokens.
+    """A corpus on disk, memory-mapped; opening it reads no more than two megabytes of each file, to know it again.
 
     Raises:
         ValueError: a file is missing, truncated, or not of this format; the message names the file.
@@ -70,6 +72,8 @@ class IndexedCorpus:
     """[D + 1] document d is made of the sequences [boundaries[d], boundaries[d + 1])."""
     tokens: npt.NDArray[Any]
     """[num_tokens] the whole ``.bin``."""
+    mapped_files: dict[Path, np.memmap[Any, Any]]
+    """The mappings, by file."""
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
@@ -77,8 +81,14 @@ class IndexedCorpus:
         for path in (self.idx_path, self.bin_path):
             if not path.is_file():
                 raise ValueError(f"{path}: no such file; a corpus is a .bin and an .idx (see tools/preprocess_data.py)")
-        num_sequences, num_boundaries = self._read_header()
-        index = np.memmap(self.idx_path, dtype=np.uint8, mode="r")
+        with open(self.idx_path, "rb") as idx, open(self.bin_path, "rb") as bin_:
+            self._idx_file, self._bin_file = WatchedFile(self.idx_path, idx), WatchedFile(self.bin_path, bin_)
+            num_sequences, num_boundaries = self._read_header(idx)
+            index = np.memmap(idx, dtype=np.uint8, mode="r")
+            self.mapped_files = {self.idx_path: index}
+            self.tokens = np.empty(0, self.dtype)
+            if size := self._bin_file.num_bytes // self.dtype.itemsize:
+                self.tokens = self.mapped_files[self.bin_path] = np.memmap(bin_, self.dtype, mode="r", shape=size)
 
         def array(dtype: type[np.integer], count: int, offset: int) -> npt.NDArray[Any]:
             return np.frombuffer(index, dtype=dtype, count=count, offset=offset)
@@ -88,13 +98,9 @@ class IndexedCorpus:
         self.sequence_offsets = array(np.int64, num_sequences, start + 4 * num_sequences)
         self.document_boundaries = array(np.int64, num_boundaries, start + 12 * num_sequences)
         self._check_bin()
-        size = self.bin_path.stat().st_size
-        self.tokens = np.memmap(self.bin_path, dtype=self.dtype, mode="r") if size else np.empty(0, self.dtype)
 
-    def _read_header(self) -> tuple[int, int]:
-        size = self.idx_path.stat().st_size
-        with open(self.idx_path, "rb") as file:
-            raw = file.read(HEADER.size)
+    def _read_header(self, file: BinaryIO) -> tuple[int, int]:
+        size, raw = self._idx_file.num_bytes, file.read(HEADER.size)
         if len(raw) < HEADER.size or not raw.startswith(MAGIC):
             raise ValueError(f"{self.idx_path}: not a Megatron index (wrong magic or shorter than its header)")
         _, version, code, num_sequences, num_boundaries = HEADER.unpack(raw)
@@ -114,7 +120,7 @@ class IndexedCorpus:
         expected = 0
         if len(self.sequence_lengths):
             expected = int(self.sequence_offsets[-1]) + int(self.sequence_lengths[-1]) * self.dtype.itemsize
-        size = self.bin_path.stat().st_size
+        size = self._bin_file.num_bytes
         if size != expected:
             fault = "truncated" if size < expected else "too long"
             raise ValueError(f"{self.bin_path}: {fault}: {size} bytes where {self.idx_path.name} asks for {expected}")
@@ -151,21 +157,31 @@ class IndexedCorpus:
     def metadata(self) -> dict[str, Any]:
         """The sidecar's content, or only the fingerprint where there is none that belongs to these files.
 
-        The fingerprint is taken from the sidecar while sizes and modification times are those recorded; otherwise the
-        files are hashed, and a sidecar that turns out to be right (the corpus was copied) gets the new times.
+        The fingerprint is taken from the sidecar while sizes, modification times and sampled content are as recorded;
+        otherwise the files are hashed, and a sidecar that turns out to be right (the corpus was copied) is brought up
+        to date.
         """
         path = Path(f"{self.prefix}.json")
         recorded = _read_json(path)
-        state = {"bin": _file_state(self.bin_path), "idx": _file_state(self.idx_path)}
-        if recorded is not None and recorded.get("files") == state:
+        found = {"bin": self._bin_file.identity, "idx": self._idx_file.identity}
+        files = recorded.get("files") if recorded is not None else None
+        if recorded is not None and files == found:
             return recorded
-        fingerprint = content_fingerprint(self.prefix)
-        if recorded is None or recorded.get("fingerprint") != fingerprint:
-            return {"format_version": SIDECAR_FORMAT_VERSION, "fingerprint": fingerprint}
-        recorded["files"] = state
+        # Sidecars of earlier versions have no samples.
+        if recorded is None or files != {kind: _without(identity, "sample") for kind, identity in found.items()}:
+            fingerprint = content_fingerprint(self.prefix)
+            self.check_unchanged()
+            if recorded is None or recorded.get("fingerprint") != fingerprint:
+                return {"format_version": SIDECAR_FORMAT_VERSION, "fingerprint": fingerprint}
+        recorded["files"] = found
         with contextlib.suppress(OSError):  # a read-only corpus is hashed at each opening, and works
             write_json_atomically(path, recorded)
         return recorded
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError, with the file's name, when the files are not those that were opened; two ``stat`` else."""
+        self._bin_file.check_unchanged()
+        self._idx_file.check_unchanged()
 
     @property
     def fingerprint(self) -> str:
@@ -266,7 +282,7 @@ class IndexedCorpusWriter:
             "num_tokens": self.num_tokens,
             "dtype": self.dtype.name,
             **(metadata or {}),
-            "files": {"bin": _file_state(self._bin_temporary), "idx": _file_state(idx_temporary)},
+            "files": {"bin": _file_identity(self._bin_temporary), "idx": _file_identity(idx_temporary)},
         }
         Path(f"{self.prefix}.idx").unlink(missing_ok=True)
         os.replace(self._bin_temporary, f"{self.prefix}.bin")
@@ -353,9 +369,13 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _file_state(path: Path) -> dict[str, int]:
-    status = path.stat()
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+def _file_identity(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return WatchedFile(path, file).identity
+
+
+def _without(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != name}
 
 
 def _flush_to_disk(file: IO[bytes]) -> None:

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from megatron_synE.data import native
+
 logger = logging.getLogger(__name__)
 
 MAGIC = b"SYNEIDX2"
@@ -161,8 +163,10 @@ def read_arrays(path: Path, key: Key) -> Arrays | None:
             header = json.loads(file.read(header_bytes))
             if header["key"] != key:
                 raise DamagedIndex(f"{path}: holds the index of something else")
+            mapped = np.memmap(file, np.uint8, mode="r")
+            native.watch(mapped, path)
             # The base class: indexing a memmap costs Python calls that a plain array does not.
-            data = np.asarray(np.memmap(file, np.uint8, mode="r"))[aligned(START_BYTES + LENGTH.size + header_bytes) :]
+            data = np.asarray(mapped)[aligned(START_BYTES + LENGTH.size + header_bytes) :]
             return {
                 entry["name"]: np.frombuffer(data, np.dtype(entry["dtype"]), entry["length"], entry["offset"])
                 for entry in header["arrays"]

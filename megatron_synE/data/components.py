@@ -14,9 +14,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from megatron_synE.config.data import Order, SourceConfig
 from megatron_synE.corpus.annotations import NO_LABEL, Annotations
@@ -48,11 +50,19 @@ class DocumentRun:
         return int(self.ends[-1])
 
     def read(self, offset: int, out: np.ndarray) -> np.ndarray:
-        """Copy len(out) tokens from `offset` on into out int64[N]; returns where documents start in it, int32[·]."""
+        """Copy len(out) tokens from `offset` on into out int64[N]; returns where documents start in it, int32[·].
+
+        Raises: ValueError for an .idx that points outside of its .bin. After the last read, `corpus.check_unchanged()`
+            tells whether it was all read from what was opened.
+        """
         corpus = self.corpus
-        return native.gather(
-            corpus.tokens, corpus.sequence_offsets, corpus.document_boundaries, self.order, self.ends, offset, out
-        )
+        try:
+            return native.gather(
+                corpus.tokens, corpus.sequence_offsets, corpus.document_boundaries, self.order, self.ends, offset, out
+            )
+        except IndexError as error:
+            corpus.check_unchanged()
+            raise ValueError(f"{corpus.idx_path}: damaged ({error}); see tools/verify_corpus.py") from error
 
     def document_at(self, token: int) -> int:
         """The number, in the corpus, of the document that holds a token."""
@@ -75,7 +85,10 @@ class Source:
         self.corpus = IndexedCorpus(config.prefix)
         if self.corpus.dtype not in (np.uint16, np.int32):
             raise ValueError(f"{self.corpus.idx_path}: tokens are {self.corpus.dtype}; write them as uint16 or int32")
+        for path, mapped in self.corpus.mapped_files.items():
+            native.watch(mapped, path)
         self.foreign_heldout = np.empty(0, np.uint64)
+        self._annotations_read: dict[str, tuple[np.ndarray, str]] = {}
 
     @functools.cached_property
     def annotations(self) -> Annotations:
@@ -90,7 +103,7 @@ class Source:
     @functools.cached_property
     def topics(self) -> np.ndarray:
         """int16[D] topic of each document, unlabelled ones put where the config says."""
-        topics = np.asarray(self.annotations.get("topic"))
+        topics = self._read_annotation("topic")
         if self.config.unlabelled_topic is not None:
             fallback = self._number_of(self.config.unlabelled_topic)
             topics = np.where(topics == NO_LABEL, np.int16(fallback), topics)
@@ -104,7 +117,7 @@ class Source:
     @functools.cached_property
     def perplexity(self) -> np.ndarray:
         """float32[D] perplexity of each document."""
-        return np.asarray(self.annotations.get("perplexity"))
+        return self._read_annotation("perplexity")
 
     @functools.cached_property
     def topics_digest(self) -> str:
@@ -164,9 +177,27 @@ class Source:
                 end = int(np.searchsorted(starts, starts[first] + HASH_PIECE_TOKENS, side="right")) - 1
                 end = max(first + 1, end)
                 tokens = np.fromfile(file, self.corpus.dtype, starts[end] - starts[first])
+                if len(tokens) < starts[end] - starts[first]:
+                    break  # it was truncated
                 hashes[first:end] = native.hash_documents(tokens, starts[first : end + 1] - starts[first])
                 first = end
+        self.corpus.check_unchanged()
         return {"hashes": hashes}
+
+    def _read_annotation(self, name: str) -> np.ndarray:
+        values = self.annotations.get(name)
+        native.watch(values, Path(f"{self.config.prefix}.{name}.npy"))
+        self._annotations_read[name] = values, xxhash.xxh3_128_hexdigest(values.data)
+        return np.asarray(values)
+
+    def check_annotations(self) -> None:
+        """ValueError when an annotation that was read is not what it was."""
+        for name, (values, checksum) in self._annotations_read.items():
+            if xxhash.xxh3_128_hexdigest(values.data) != checksum:
+                raise ValueError(
+                    f"{self.config.prefix}.{name}.npy: changed while it was being read; restore what was opened, or "
+                    "name a copy of the corpus under another prefix, with the new annotation, as a further source"
+                )
 
 
 def exclude_foreign_heldout(sources: Sequence[Source]) -> None:
@@ -243,7 +274,9 @@ class Component:
 
         def build() -> Arrays:
             documents = self.source.documents(self.topic, heldout=True)
-            return packed(self.source, arrange(documents, self.source.hashes()[documents]))
+            order = arrange(documents, self.source.hashes()[documents])
+            self.source.check_annotations()
+            return packed(self.source, order)
 
         return DocumentRun(self.source.corpus, **self.source.cache.get(key, build))
 
@@ -280,6 +313,7 @@ class Component:
                 kept = int(np.searchsorted(cumulative(self.source, order)[:-1], token, side="right"))
                 rest = np.sort(order[kept:])
                 order = np.concatenate([order[:kept], arrange(rest, self._keys(kind, rest, number))])
+            self.source.check_annotations()
             return packed(self.source, order)
 
         return DocumentRun(self.source.corpus, **self.source.cache.get(key, build))

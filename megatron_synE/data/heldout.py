@@ -41,7 +41,8 @@ class HeldoutSet:
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Samples `indices`, each below len(self); padding has token 0 and loss mask 0.
 
-        Raises: IndexError outside; ValueError for a token that the model's vocabulary does not have.
+        Raises: IndexError outside; ValueError for a token that the model's vocabulary does not have, and for a corpus
+            that changed since it was opened.
         """
         rows = np.full((len(indices), self.seq_length + 1), PADDING_TOKEN, np.int64)
         starts, valid_tokens = [], []
@@ -53,6 +54,7 @@ class HeldoutSet:
             places = [int(place) for place in self.documents.read(offset, rows[row, :valid])]
             starts.append(places if valid == rows.shape[1] else [*places, valid])
             valid_tokens.append(valid)
+        self.documents.corpus.check_unchanged()
         if self.vocab_size is not None:
             check_tokens(rows, self.vocab_size, lambda row, place: self._place_of(int(indices[row]), place))
         return assemble(

@@ -8,7 +8,10 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import weakref
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -78,3 +81,9 @@ def gather(
     Returns: int32[·], the places in `out` where a document starts. IndexError when a read leaves the order or file.
     """
     return implementation().gather(tokens, sequence_offsets, boundaries, order, ends, offset, out)
+
+
+def watch(mapped: np.memmap[Any, Any], path: Path) -> None:
+    """Have a SIGBUS in this mapping named on stderr before the process dies of it: the file was truncated under us."""
+    slot = implementation().watch_mapping(mapped.ctypes.data, mapped.nbytes, str(path))
+    weakref.finalize(mapped._mmap, implementation().forget_mapping, slot).atexit = False  # type: ignore[attr-defined]

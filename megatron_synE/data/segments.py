@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from megatron_synE.config.data import Order
-from megatron_synE.data.mixture import PeriodTables
+from megatron_synE.config.json_fields import JsonFields
+from megatron_synE.data.mixture import MAX_PERIOD, PeriodTables
 from megatron_synE.data.strategies import TopicShares
+
+RATIONAL = re.compile(r"[0-9]{1,400}(/0*[1-9][0-9]{0,400})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,33 @@ class Segment:
         }
 
     @staticmethod
-    def from_json(content: Mapping[str, Any]) -> Segment:
-        """Inverse of `to_json`."""
+    def from_json(fields: JsonFields, num_components: int) -> Segment:
+        """Inverse of `to_json`. ValueError naming the field for what is no segment of so many components."""
+        numerators, cursors = fields.integers("numerators", high=MAX_PERIOD), fields.integers("cursors")
+        for name, values in (("numerators", numerators), ("cursors", cursors)):
+            if len(values) != num_components:
+                raise fields.wrong(name, f"has {len(values)} entries for {num_components} components")
+        if not 0 < sum(numerators) <= MAX_PERIOD:
+            raise fields.wrong("numerators", f"sums to {sum(numerators)}, not to 1 to {MAX_PERIOD}")
+        shares = fields.inner("topic_shares")
         return Segment(
-            start=int(content["start"]),
-            stage=str(content["stage"]),
-            numerators=tuple(int(n) for n in content["numerators"]),
-            cursors=tuple(int(n) for n in content["cursors"]),
-            topic_shares={
-                source: {topic: Fraction(share) for topic, share in shares.items()}
-                for source, shares in content["topic_shares"].items()
-            },
-            orders=dict(content["orders"]),
-            reason=str(content["reason"]),
+            start=fields.integer("start"),
+            stage=fields.text("stage"),
+            numerators=tuple(numerators),
+            cursors=tuple(cursors),
+            topic_shares={source: topic_shares_from_json(shares, source) for source in shares.content},
+            orders=dict(fields.texts_by_name("orders", lambda order: order in get_args(Order), "an order")),  # type: ignore[arg-type]
+            reason=fields.text("reason"),
         )
+
+
+def topic_shares_from_json(shares: JsonFields, source: str) -> dict[str, Fraction]:
+    """The exact shares of a source's topics. The pattern bounds the digits: `1e999999999` is a number, too."""
+    written = shares.texts_by_name(source, lambda share: RATIONAL.fullmatch(share) is not None, "a share such as 1/3")
+    found = {topic: Fraction(share) for topic, share in written.items()}
+    if sum(found.values()) != 1:
+        raise shares.wrong(source, "does not sum to 1")
+    return found
 
 
 class Timeline:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
+from megatron_synE.config.json_fields import MAX_INTEGER, JsonFields
 from megatron_synE.data.components import Component
 from megatron_synE.data.segments import Segment
 
@@ -28,6 +30,20 @@ class Decision:
     """The strategy's intermediate values (`change`, `delta`, `factor`) → component → value."""
     changed: bool = False
     """Whether a new segment was opened; the first measurement opens none."""
+
+    @staticmethod
+    def from_json(fields: JsonFields) -> Decision:
+        """Inverse of `asdict`. ValueError naming the field."""
+        inputs = fields.inner("inputs")
+        return Decision(
+            at_sample=fields.integer("at_sample"),
+            at_tokens=fields.integer("at_tokens"),
+            perplexity=fields.numbers_by_name("perplexity"),
+            shares_before=fields.numbers_by_name("shares_before"),
+            shares_after=fields.numbers_by_name("shares_after"),
+            inputs={name: inputs.numbers_by_name(name) for name in inputs.content},
+            changed=fields.flag("changed"),
+        )
 
 
 @dataclass(frozen=True)
@@ -54,24 +70,31 @@ class StreamState:
         return {"format_version": FORMAT_VERSION, **content}
 
     @staticmethod
-    def from_json(content: Mapping[str, Any]) -> StreamState:
-        """Inverse of `to_json`. ValueError when the object is not one of ours."""
-        version = content.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ValueError(f"stream state: format version {version!r} is not {FORMAT_VERSION}")
-        try:
-            return StreamState(
-                seq_length=int(content["seq_length"]),
-                seed=int(content["seed"]),
-                num_samples=int(content["num_samples"]),
-                components=list(content["components"]),
-                plan=dict(content["plan"]),
-                segments=[Segment.from_json(segment) for segment in content["segments"]],
-                decisions=[Decision(**decision) for decision in content["decisions"]],
-                sample=None if content.get("sample") is None else int(content["sample"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"stream state: incomplete or damaged ({error!r})") from error
+    def from_json(content: object) -> StreamState:
+        """Inverse of `to_json`. ValueError naming the first field that is not as `to_json` writes it."""
+        fields = JsonFields(content, "stream state: ", "use another checkpoint")
+        if fields.content.get("format_version") != FORMAT_VERSION:
+            raise fields.wrong("format_version", f"is {fields.content.get('format_version')!r}, not {FORMAT_VERSION}")
+        components = [component_from_json(entry) for entry in fields.inner_list("components")]
+        if len({component["name"] for component in components}) < len(components):
+            raise fields.wrong("components", "names one twice")
+        seq_length = fields.integer("seq_length", low=1, high=2**31)
+        num_samples = fields.integer("num_samples", low=1, high=MAX_INTEGER // seq_length)
+        segments = [Segment.from_json(entry, len(components)) for entry in fields.inner_list("segments")]
+        check_sequence(fields, segments, num_samples)
+        decisions = [Decision.from_json(entry) for entry in fields.inner_list("decisions")]
+        if any(later.at_sample < earlier.at_sample for earlier, later in pairwise(decisions)):
+            raise fields.wrong("decisions", "do not ascend")
+        return StreamState(
+            seq_length=seq_length,
+            seed=fields.integer("seed", high=2**64 - 1),
+            num_samples=num_samples,
+            components=components,
+            plan=fields.inner("plan").content,
+            segments=segments,
+            decisions=decisions,
+            sample=fields.integer("sample", high=num_samples) if fields.has("sample") else None,
+        )
 
     def check_against(self, seq_length: int, seed: int, components: Sequence[Component]) -> None:
         """ValueError with everything in which the config or the corpora no longer fit the samples already counted."""
@@ -123,3 +146,27 @@ class StreamState:
                 )
             )
         return found
+
+
+def component_from_json(fields: JsonFields) -> dict[str, Any]:
+    """What a state says of a component."""
+    found: dict[str, Any] = {name: fields.text(name) for name in ("name", "identity")}
+    found["num_tokens"] = fields.integer("num_tokens", low=1)
+    if "order" in fields.content:
+        found["order"] = fields.text("order")
+    return found
+
+
+def check_sequence(fields: JsonFields, segments: Sequence[Segment], num_samples: int) -> None:
+    """ValueError where segments do not ascend from sample 0 and no cursor, or a cursor is not where the segment before
+    it leads: every order honours the shares within one sample."""
+    if not segments or segments[0].start != 0 or any(segments[0].cursors):
+        raise fields.wrong("segments", "does not begin at sample 0 of every component")
+    for number, (before, after) in enumerate(pairwise(segments), 1):
+        length, period = after.start - before.start, sum(before.numerators)
+        if length <= 0 or after.start >= num_samples:
+            raise fields.wrong(f"segments[{number}].start", f"is {after.start}, after {before.start} of {num_samples}")
+        read = [end - start for start, end in zip(before.cursors, after.cursors, strict=True)]
+        strays = (abs(k * period - length * n) >= period for k, n in zip(read, before.numerators, strict=True))
+        if sum(read) != length or any(strays):
+            raise fields.wrong(f"segments[{number}].cursors", "is not where the segment before it leads")

@@ -84,8 +84,10 @@ class DataStream:
         recorded.check_against(config.seq_length, config.seed, components)
         timeline = Timeline(recorded.segments_for(components), recorded.num_samples, planner.tables)
         stream = cls(config, components, planner, timeline, recorded.decisions, vocab_size)
+        at_sample = recorded.sample if at_sample is None else at_sample
+        if at_sample is not None and not 0 <= at_sample <= recorded.num_samples:
+            raise ValueError(f"stream state: of {recorded.num_samples} samples, {at_sample} cannot have been consumed")
         if recorded.plan != planner.describe():
-            at_sample = recorded.sample if at_sample is None else at_sample
             if at_sample is None:
                 raise ValueError("data.stages: the plan is not the checkpoint's; tell the samples consumed so far")
             stream._replan(at_sample, {**planner.initial_topic_shares, **timeline.at(at_sample).topic_shares}, "config")
@@ -109,7 +111,8 @@ class DataStream:
     def batch(self, sample_numbers: Sequence[int] | np.ndarray) -> Batch:
         """The samples with these global numbers.
 
-        Raises: as `locate`; ValueError for a token that the model's vocabulary does not have.
+        Raises: as `locate`; ValueError for a token that the model's vocabulary does not have, and for a corpus that
+            changed since it was opened.
         """
         component_B, index_B = self.locate(np.asarray(sample_numbers, np.int64))
         rows = np.empty((len(component_B), self.seq_length + 1), np.int64)
@@ -117,6 +120,8 @@ class DataStream:
             self.components[component].read(index, rows[row])
             for row, (component, index) in enumerate(zip(component_B.tolist(), index_B.tolist(), strict=True))
         ]
+        for corpus in {self.components[component].source.corpus for component in set(component_B.tolist())}:
+            corpus.check_unchanged()
         if self.vocab_size is not None:
             check_tokens(
                 rows, self.vocab_size, lambda row, place: self._place_of(component_B[row], index_B[row], place)

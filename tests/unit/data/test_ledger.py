@@ -103,7 +103,8 @@ def files(config: DataConfig, tmp_path: Path) -> tuple[str, str]:
     content = {"data": asdict(config), "training": {"global_batch_size": 4}}
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     checkpoint.mkdir()
-    state = {"format_version": 1, "stream": adjusted(config).state_dict(48)}
+    state = {"format_version": 1, "step": 12, "consumed_samples": 48, "config": {"training": {"global_batch_size": 4}}}
+    state["stream"] = adjusted(config).state_dict(48)
     (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
     return str(path), str(checkpoint)
 
