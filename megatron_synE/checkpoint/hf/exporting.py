@@ -64,7 +64,7 @@ def export_to_hf(
         raise ValueError(f"{tokenizer_dir}: no such directory; give the one that holds the tokenizer's files")
     architecture = read_architecture(checkpoint)
     stored = WholeTensors(checkpoint)
-    shards = list(_shards(hf_tensors(stored, architecture, dtype), max_shard_size_bytes))
+    shards = list(shards_of(hf_tensors(stored, architecture, dtype), max_shard_size_bytes))
     needed_bytes = sum(tensor.size_bytes for shard in shards for tensor in shard)
     identity = {**_identity_of(stored.directory), "dtype": str(dtype), "max_shard_size_bytes": max_shard_size_bytes}
     with unfinished_directory(target.with_name(f".{target.name}.unfinished"), identity, needed_bytes) as unfinished:
@@ -130,7 +130,8 @@ def _write_weights(unfinished: UnfinishedDirectory, shards: Sequence[Sequence[La
         _write(unfinished.directory / INDEX_FILE, index)
 
 
-def _shards(tensors: Iterable[LazyTensor], limit_bytes: int) -> Iterator[list[LazyTensor]]:
+def shards_of(tensors: Iterable[LazyTensor], limit_bytes: int) -> Iterator[list[LazyTensor]]:
+    """The tensors of each file: as many as fit, at least one."""
     shard: list[LazyTensor] = []
     size_bytes = 0
     for tensor in tensors:
