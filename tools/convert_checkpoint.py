@@ -3,8 +3,8 @@
     python tools/convert_checkpoint.py import --hf-dir H --checkpoint C
     python tools/convert_checkpoint.py export --checkpoint C --hf-dir H
 
-C is a directory of checkpoints; an export takes its latest, or the step directory that is given. One process holds the
-model once at most (import), or one shard of it (export).
+C is a directory of checkpoints; an export takes its latest, or the step directory that is given. No more than one file
+of the model is in memory at a time. A command that was killed goes on from the files it had finished, when given again.
 """
 
 from __future__ import annotations
@@ -51,28 +51,25 @@ def import_model(hf_dir: Path, checkpoint: Path, dtype: str | None, tokenizer_di
     from megatron_synE.checkpoint import find_latest
     from megatron_synE.checkpoint.hf.config import CONFIG_FILE, architecture_from_hf
     from megatron_synE.checkpoint.hf.exporting import copy_tokenizer
-    from megatron_synE.checkpoint.hf.importing import whole_parameters
-    from megatron_synE.config.parallel import ParallelConfig
-    from megatron_synE.runtime import initialize, shut_down
+    from megatron_synE.checkpoint.hf.importing import identity_of, whole_parameters
+    from megatron_synE.checkpoint.whole_writer import write_whole
 
     architecture = architecture_from_hf(hf_dir)
     if checkpoint.is_dir() and find_latest(checkpoint) is not None:
         raise ValueError(f"--checkpoint: {checkpoint} holds checkpoints already; choose another directory")
-    tensors = dict(whole_parameters(hf_dir, architecture, getattr(torch, dtype) if dtype else None))
-    initialize(ParallelConfig())
-    try:
-        from megatron_synE.checkpoint.sharded import save_tensors
-
-        state = {"imported_from": str(hf_dir.resolve())}
-        path = save_tensors(checkpoint, step=0, tensors=tensors, architecture=architecture, state=state)
-    finally:
-        shut_down()
+    tensors = whole_parameters(hf_dir, architecture, getattr(torch, dtype) if dtype else None)
     source = tokenizer_dir or hf_dir
     copy_tokenizer(source, checkpoint / TOKENIZER_DIRECTORY)
     if (source / CONFIG_FILE).is_file():
-        (checkpoint / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
         shutil.copyfile(source / CONFIG_FILE, checkpoint / TOKENIZER_DIRECTORY / CONFIG_FILE)  # special token ids
-    return path
+    return write_whole(
+        checkpoint,
+        step=0,
+        tensors=tensors,
+        architecture=architecture,
+        state={"imported_from": str(hf_dir.resolve())},
+        identity=identity_of(hf_dir),
+    )
 
 
 def find_tokenizer(checkpoint: Path) -> Path | None:

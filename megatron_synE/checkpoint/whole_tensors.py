@@ -36,6 +36,11 @@ class WholeTensors:
         """Shape of the whole tensor."""
         return self._tensors[key].shape
 
+    def dtype(self, key: str) -> torch.dtype:
+        """Format of the tensor's elements."""
+        dtype: torch.dtype = getattr(torch, self._entries[key]["dtype"])
+        return dtype
+
     def read(self, key: str) -> torch.Tensor:
         """The whole tensor, put together from its chunks.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_synE.config.parallel import ParallelConfig
+from tests.helpers.commands import ROOT, run, succeeded
 from tests.helpers.distributed import run_distributed
 from tests.helpers.hf_llama import make_hf_llama
 from tools.convert_checkpoint import main, size_bytes
@@ -134,6 +138,54 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest
     shard.unlink()
     assert shard.name in refused("import", "--hf-dir", hf, "--checkpoint", ours)
     assert not ours.exists()
+
+
+KILLED = """
+import os, sys
+from megatron_synE.checkpoint.lazy_tensor import LazyTensor
+from tools.convert_checkpoint import main
+from megatron_synE.checkpoint import whole_writer
+whole_writer.FILE_BYTES = 100_000
+stop, make, num_reads = int(sys.argv[1]), LazyTensor.__init__, 0
+def make_killing(self, name, shape, dtype, read):
+    def counted():
+        global num_reads
+        num_reads += 1
+        if num_reads == stop: os.kill(os.getpid(), 9)
+        return read()
+    make(self, name, shape, dtype, counted)
+LazyTensor.__init__ = make_killing
+status = main(sys.argv[2:])
+print(num_reads, "tensors read")
+sys.exit(status)
+"""
+
+
+def _convert_until_killed(stop: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-W", "ignore", "-c", KILLED, str(stop), *arguments, cwd=ROOT)
+
+
+def test_a_killed_conversion_goes_on(tmp_path: Path) -> None:
+    make_hf_llama(tmp_path / "hf", "gqa", max_shard_size="100KB")
+    back = tmp_path / "back"
+    commands: list[list[str | Path]] = [
+        ["import", "--hf-dir", tmp_path / "hf", "--checkpoint", tmp_path / "ours"],
+        ["export", "--checkpoint", tmp_path / "ours", "--hf-dir", back, "--max-shard-size", "100KB"],
+    ]
+    for command in commands:
+        assert _convert_until_killed(12, *command).returncode == -signal.SIGKILL
+        assert not (back if command[0] == "export" else tmp_path / "ours" / "latest").exists()
+        resumed = succeeded(_convert_until_killed(0, *command)).stdout
+        num_read = int(resumed.splitlines()[-1].split()[0])
+        assert 0 < num_read < (26 if command[0] == "import" else 38), "finished files were not kept"
+    _assert_equal(tmp_path / "hf", back)
+    assert not list(tmp_path.glob(".*")) and not list((tmp_path / "ours").glob(".*"))
+
+    halves = ["--dtype", "bfloat16"]
+    assert _convert_until_killed(12, *commands[1][:4], tmp_path / "other", *commands[1][5:]).returncode < 0
+    assert (tmp_path / ".other.unfinished" / "journal").is_file()
+    succeeded(_convert_until_killed(0, *commands[1][:4], tmp_path / "other", *commands[1][5:], *halves))
+    assert {tensor.dtype for tensor in _tensors(tmp_path / "other").values()} == {torch.bfloat16}
 
 
 def test_sizes_on_the_command_line() -> None:

@@ -1,21 +1,23 @@
-"""A checkpoint of ours → a Hugging Face directory, one shard of safetensors in memory at a time."""
+"""A checkpoint of ours → a Hugging Face directory, one parameter in memory at a time."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from megatron_synE.checkpoint.hf.config import CONFIG_FILE, hf_config, read_hf_json
-from megatron_synE.checkpoint.hf.mapping import parameters, to_hf
+from megatron_synE.checkpoint.hf.mapping import Parameter, hf_shapes, parameters, stored_shape, to_hf
+from megatron_synE.checkpoint.hf.safetensors_file import write_safetensors
 from megatron_synE.checkpoint.hf.source import INDEX_FILE, SINGLE_FILE
-from megatron_synE.checkpoint.layout import read_architecture
+from megatron_synE.checkpoint.layout import FILES_FILE, read_architecture, write_text
+from megatron_synE.checkpoint.lazy_tensor import LazyTensor
+from megatron_synE.checkpoint.unfinished import UnfinishedDirectory, file_checksum, unfinished_directory
 from megatron_synE.checkpoint.whole_tensors import WholeTensors
 from megatron_synE.config.model import LlamaArchitecture
 
@@ -38,7 +40,8 @@ def export_to_hf(
 ) -> list[Path]:
     """Write safetensors, config.json, generation_config.json and the tokenizer's files.
 
-    Everything is written aside and renamed, so that `hf_dir` is complete or absent.
+    Everything is written aside and renamed, so that `hf_dir` is complete or absent. The same call after a kill keeps
+    the shards that were finished.
 
     Args:
         checkpoint: a checkpoint, or the directory that holds checkpoints: then its latest.
@@ -51,7 +54,8 @@ def export_to_hf(
         The files written.
 
     Raises:
-        ValueError: no checkpoint or a damaged one; `hf_dir` is not empty; no such tokenizer_dir.
+        ValueError: no checkpoint or a damaged one; `hf_dir` is not empty, or another process is writing it; no such
+            tokenizer_dir; too little space: names needed and free bytes.
     """
     target = Path(hf_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -59,74 +63,89 @@ def export_to_hf(
     if tokenizer_dir is not None and not Path(tokenizer_dir).is_dir():
         raise ValueError(f"{tokenizer_dir}: no such directory; give the one that holds the tokenizer's files")
     architecture = read_architecture(checkpoint)
-    tensors = WholeTensors(checkpoint)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        written_dtype = _write_weights(temporary, tensors, architecture, dtype, max_shard_size_bytes)
-        token_ids = copy_tokenizer(Path(tokenizer_dir), temporary) if tokenizer_dir else {}
-        _write(temporary / CONFIG_FILE, hf_config(architecture, written_dtype, token_ids))
-        if not (temporary / GENERATION_FILE).exists():
-            _write(temporary / GENERATION_FILE, {"_from_model_config": True, **token_ids})
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    except OSError as error:
-        raise ValueError(f"{target}: cannot be written ({error}); make room or choose another directory") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    stored = WholeTensors(checkpoint)
+    shards = list(shards_of(hf_tensors(stored, architecture, dtype), max_shard_size_bytes))
+    needed_bytes = sum(tensor.size_bytes for shard in shards for tensor in shard)
+    identity = {**_identity_of(stored.directory), "dtype": str(dtype), "max_shard_size_bytes": max_shard_size_bytes}
+    with unfinished_directory(target.with_name(f".{target.name}.unfinished"), identity, needed_bytes) as unfinished:
+        _write_weights(unfinished, shards)
+        directory = unfinished.directory
+        token_ids = copy_tokenizer(Path(tokenizer_dir), directory) if tokenizer_dir else {}
+        written_dtype = str(shards[0][0].dtype).removeprefix("torch.")
+        _write(directory / CONFIG_FILE, hf_config(architecture, written_dtype, token_ids))
+        if not (directory / GENERATION_FILE).exists():
+            _write(directory / GENERATION_FILE, {"_from_model_config": True, **token_ids})
+        unfinished.rename(target)
     return sorted(path for path in target.rglob("*") if path.is_file())
 
 
-def _write_weights(
-    directory: Path, tensors: WholeTensors, architecture: LlamaArchitecture, dtype: torch.dtype | None,
-    max_shard_size_bytes: int,
-) -> str:  # fmt: skip
-    """Shards under provisional names, then under the final ones, which carry their number."""
-    shards: list[tuple[Path, list[str]]] = []
-    total_bytes = 0
-    written_dtype = ""
-    for content in _shards(_hf_tensors(tensors, architecture, dtype), max_shard_size_bytes):
-        path = directory / f"shard-{len(shards) + 1}"
-        save_file(content, path, metadata={"format": "pt"})
-        _fsync(path)
-        shards.append((path, list(content)))
-        total_bytes += sum(tensor.nbytes for tensor in content.values())
-        written_dtype = str(next(iter(content.values())).dtype).removeprefix("torch.")
-        content.clear()
-    if len(shards) == 1:
-        shards[0][0].rename(directory / SINGLE_FILE)
-        return written_dtype
-    weight_map = {}
-    for number, (path, names) in enumerate(shards, start=1):
-        final = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        path.rename(directory / final)
-        weight_map.update(dict.fromkeys(names, final))
-    _write(directory / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
-    return written_dtype
+def hf_tensors(
+    stored: WholeTensors, architecture: LlamaArchitecture, dtype: torch.dtype | None = None
+) -> Iterator[LazyTensor]:
+    """The Hugging Face tensors of a checkpoint, in `dtype` or as stored; each is read when asked for.
 
-
-def _hf_tensors(
-    tensors: WholeTensors, architecture: LlamaArchitecture, dtype: torch.dtype | None
-) -> Iterator[tuple[str, torch.Tensor]]:
+    Raises:
+        ValueError: a tensor is missing, or has not the size that state.json says.
+    """
     for parameter in parameters(architecture):
-        if parameter.name not in tensors:
-            raise ValueError(f"{tensors.directory}: no tensor {parameter.name}; the checkpoint is of another model")
-        whole = tensors.read(parameter.name)
-        yield from to_hf(parameter, whole if dtype is None else whole.to(dtype), architecture).items()
+        if parameter.name not in stored:
+            raise ValueError(f"{stored.directory}: no tensor {parameter.name}; the checkpoint is of another model")
+        shape, expected = stored.shape(parameter.name), stored_shape(parameter, architecture)
+        padded = parameter.packing == "vocabulary" and shape[0] > expected[0] and shape[1:] == expected[1:]
+        if shape != expected and not padded:
+            raise ValueError(
+                f"{stored.directory}: {parameter.name} is {shape}, state.json says {expected}; use another checkpoint"
+            )
+        parts = _Parts(stored, parameter, architecture, dtype)
+        for name, part_shape in zip(parameter.hf_names, hf_shapes(parameter, architecture), strict=True):
+            yield LazyTensor(name, part_shape, dtype or stored.dtype(parameter.name), partial(parts.take, name))
 
 
-def _shards(tensors: Iterator[tuple[str, torch.Tensor]], limit_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-    shard: dict[str, torch.Tensor] = {}
+class _Parts:
+    """One parameter of ours as its Hugging Face tensors: read once for all of them, and let go with the last."""
+
+    def __init__(self, stored: WholeTensors, parameter: Parameter, architecture: LlamaArchitecture,
+                 dtype: torch.dtype | None) -> None:  # fmt: skip
+        self._stored, self._parameter, self._architecture, self._dtype = stored, parameter, architecture, dtype
+        self._parts: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str) -> torch.Tensor:
+        if name not in self._parts:
+            whole = self._stored.read(self._parameter.name)
+            parts = to_hf(self._parameter, whole if self._dtype is None else whole.to(self._dtype), self._architecture)
+            first = self._parameter.hf_names.index(name)  # those before were written by a process that was killed
+            self._parts = {name: parts[name] for name in self._parameter.hf_names[first:]}
+        return self._parts.pop(name)
+
+
+def _write_weights(unfinished: UnfinishedDirectory, shards: Sequence[Sequence[LazyTensor]]) -> None:
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        unfinished.write(name, partial(write_safetensors, tensors=shard))
+        weight_map.update(dict.fromkeys((tensor.name for tensor in shard), name))
+    if len(shards) > 1:
+        total_bytes = sum(tensor.size_bytes for shard in shards for tensor in shard)
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        _write(unfinished.directory / INDEX_FILE, index)
+
+
+def shards_of(tensors: Iterable[LazyTensor], limit_bytes: int) -> Iterator[list[LazyTensor]]:
+    """The tensors of each file: as many as fit, at least one."""
+    shard: list[LazyTensor] = []
     size_bytes = 0
-    for name, tensor in tensors:
-        if shard and size_bytes + tensor.nbytes > limit_bytes:
+    for tensor in tensors:
+        if shard and size_bytes + tensor.size_bytes > limit_bytes:
             yield shard
-            shard, size_bytes = {}, 0
-        shard[name] = tensor
-        size_bytes += tensor.nbytes
+            shard, size_bytes = [], 0
+        shard.append(tensor)
+        size_bytes += tensor.size_bytes
     yield shard
+
+
+def _identity_of(checkpoint: Path) -> dict[str, Any]:
+    """JSON that changes when the checkpoint's content does: files.json has the checksum of every file."""
+    return {"directory": str(checkpoint.resolve()), "files": file_checksum(checkpoint / FILES_FILE)}
 
 
 def copy_tokenizer(source: Path, directory: Path) -> dict[str, Any]:
@@ -140,13 +159,4 @@ def copy_tokenizer(source: Path, directory: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

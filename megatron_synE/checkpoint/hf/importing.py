@@ -7,15 +7,20 @@ there is never more than one parameter in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
-from megatron_synE.checkpoint.hf.config import architecture_from_hf
-from megatron_synE.checkpoint.hf.mapping import Parameter, hf_shapes, pack_qkv, parameters
+from megatron_synE.checkpoint.hf.config import CONFIG_FILE, architecture_from_hf
+from megatron_synE.checkpoint.hf.mapping import Parameter, hf_shapes, pack_qkv, parameters, stored_shape
 from megatron_synE.checkpoint.hf.source import HuggingFaceTensors
+from megatron_synE.checkpoint.lazy_tensor import LazyTensor
 from megatron_synE.config.model import LlamaArchitecture
+
+_IDENTITY_BYTES = 2**20
 
 
 def init_from_hf(model_chunks: Sequence[torch.nn.Module], hf_dir: str | Path) -> LlamaArchitecture:
@@ -57,12 +62,39 @@ def init_from_hf(model_chunks: Sequence[torch.nn.Module], hf_dir: str | Path) ->
 
 def whole_parameters(
     hf_dir: str | Path, architecture: LlamaArchitecture, dtype: torch.dtype | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and whole tensor of every parameter, unpadded, in `dtype` or as stored."""
+) -> list[LazyTensor]:
+    """Every parameter, unpadded, in `dtype` or as stored; read when asked for.
+
+    Raises:
+        ValueError: a file or a tensor is missing, broken, or not what config.json says; no weight was read yet.
+    """
     tensors = HuggingFaceTensors(hf_dir)
-    for parameter in parameters(architecture):
-        tensor = read_shard(tensors, parameter, architecture)
-        yield parameter.name, tensor if dtype is None else tensor.to(dtype)
+    return [_whole_parameter(tensors, parameter, architecture, dtype) for parameter in parameters(architecture)]
+
+
+def _whole_parameter(
+    tensors: HuggingFaceTensors, parameter: Parameter, architecture: LlamaArchitecture, dtype: torch.dtype | None
+) -> LazyTensor:
+    check_parts(tensors, parameter, architecture)
+    stored = reduce(torch.promote_types, [tensors.dtype(name) for name in parameter.hf_names])
+
+    def read() -> torch.Tensor:
+        return read_shard(tensors, parameter, architecture).to(dtype or stored)
+
+    return LazyTensor(parameter.name, stored_shape(parameter, architecture), dtype or stored, read)
+
+
+def identity_of(hf_dir: str | Path) -> dict[str, Any]:
+    """JSON that changes when the model's files do: their names, sizes, times of change, and headers."""
+    paths = [Path(hf_dir) / CONFIG_FILE, *HuggingFaceTensors(hf_dir).files()]
+    return {"hf_dir": str(Path(hf_dir).resolve()), "files": [_file_identity(path) for path in paths]}
+
+
+def _file_identity(path: Path) -> list[Any]:
+    status = path.stat()
+    with open(path, "rb") as file:
+        beginning = xxhash.xxh3_128_hexdigest(file.read(_IDENTITY_BYTES))
+    return [path.name, status.st_size, status.st_mtime_ns, beginning]
 
 
 def read_shard(
@@ -74,14 +106,7 @@ def read_shard(
     Raises:
         ValueError: a tensor is missing, has another shape than config.json says, or is no floating-point weight.
     """
-    shapes = hf_shapes(parameter, architecture)
-    for name, shape in zip(parameter.hf_names, shapes, strict=True):
-        if tensors.shape(name) != shape:
-            raise ValueError(
-                f"{tensors.file(name)}: {name} is {tensors.shape(name)}, config.json says {shape}; "
-                "download both again, or correct config.json"
-            )
-        tensors.dtype(name)
+    shapes = check_parts(tensors, parameter, architecture)
     if parameter.packing == "vocabulary":
         return _read_vocabulary(tensors, parameter, shapes[0], tp_rank, tp_size, padded_rows or shapes[0][0])
     axis = parameter.split_axis
@@ -97,6 +122,25 @@ def read_shard(
         query, key, value = parts
         return pack_qkv(query, key, value, architecture.num_query_groups // tp_size)
     return torch.cat(parts) if parameter.packing == "gate_up" else parts[0]
+
+
+def check_parts(
+    tensors: HuggingFaceTensors, parameter: Parameter, architecture: LlamaArchitecture
+) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that `parameter` is made of, compared with what the headers of their files say.
+
+    Raises:
+        ValueError: as `read_shard`.
+    """
+    shapes = hf_shapes(parameter, architecture)
+    for name, shape in zip(parameter.hf_names, shapes, strict=True):
+        if tensors.shape(name) != shape:
+            raise ValueError(
+                f"{tensors.file(name)}: {name} is {tensors.shape(name)}, config.json says {shape}; "
+                "download both again, or correct config.json"
+            )
+        tensors.dtype(name)
+    return shapes
 
 
 def _read_vocabulary(

@@ -78,6 +78,12 @@ def hf_shapes(parameter: Parameter, architecture: LlamaArchitecture) -> list[tup
     return [(hidden, query if "linear_proj" in parameter.name else ffn)]
 
 
+def stored_shape(parameter: Parameter, architecture: LlamaArchitecture) -> tuple[int, ...]:
+    """Shape of the whole parameter in a checkpoint of ours, without padding rows."""
+    shapes = hf_shapes(parameter, architecture)
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
 def pack_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_groups: int) -> torch.Tensor:
     """`[G*heads*D, H]`, `[G*D, H]`, `[G*D, H]` → `[G*(heads+2)*D, H]`, group by group."""
     groups_GRH = [part.reshape(num_groups, -1, part.shape[-1]) for part in (q, k, v)]

@@ -13,11 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_synE.checkpoint.hf.config import read_hf_json
+from megatron_synE.checkpoint.hf.safetensors_file import DTYPES
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class HuggingFaceTensors:
@@ -52,12 +51,12 @@ class HuggingFaceTensors:
             ValueError: another than bfloat16, float16 and float32.
         """
         stored = self._slice(name).get_dtype()
-        if stored not in _DTYPES:
+        if stored not in DTYPES:
             raise ValueError(
-                f"{self.file(name)}: {name} is {stored}, weights are {', '.join(_DTYPES)}; "
+                f"{self.file(name)}: {name} is {stored}, weights are {', '.join(DTYPES)}; "
                 "quantised models cannot be converted, take the original"
             )
-        return _DTYPES[stored]
+        return DTYPES[stored]
 
     def files(self) -> list[Path]:
         """The safetensors files, by name."""
@@ -80,7 +79,7 @@ class HuggingFaceTensors:
                 named = isinstance(file, str) and file == Path(file).name and file.isprintable()
                 if not named or not file.endswith(".safetensors"):
                     raise ValueError(
-                        f"{index}: weight_map names {reprlib.repr(file)} for {name}, not a .safetensors file beside it; "
+                        f"{index}: weight_map names {reprlib.repr(file)} for {name}, no .safetensors file beside it; "
                         "download the model again"
                     )
             return file_of

@@ -47,7 +47,7 @@ def _read_all(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("weight_map", [
-    None, [], {}, "x", 7, dict.fromkeys(NAMES, 5), dict.fromkeys(NAMES, None), dict.fromkeys(NAMES, ["a"]),
+    None, [], {}, "x", 7, dict.fromkeys(NAMES, 5), dict.fromkeys(NAMES, None), {NAMES[0]: ["a"]},
     dict.fromkeys(NAMES, "../model-00001-of-00002.safetensors"), dict.fromkeys(NAMES, "weights.bin"),
     dict.fromkeys(NAMES, ""), dict.fromkeys(NAMES, "a\0.safetensors"),
     dict.fromkeys(NAMES, "folder.safetensors"),
