@@ -1,6 +1,12 @@
 """Continual pre-training of Llama-3.
 
 torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--section.field value …]
+
+SIGINT, SIGTERM, SIGUSR1 and SIGHUP, to any of the processes or to torchrun, end the run after its step, saved.
+
+Exit status of each process: 0 when the run came to its end or stopped as told; 1 after an error, which one process
+tells, and where it was told to stop while it waited for others to start; 75 where the run stood still
+(parallel.hang_timeout_minutes). torchrun ends with 0 or 1, and with 1 also where it was itself told to stop.
 """
 
 from __future__ import annotations
@@ -8,72 +14,140 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron_synE.config.job import JobConfig
-from megatron_synE.config.parse import parse_job
+from megatron_synE.training import failure
+from megatron_synE.training.faults import StopSignal
 
-SECONDS_FOR_THE_FIRST_PROCESS = 5.0
+if TYPE_CHECKING:
+    from megatron_synE.config.job import JobConfig
+    from megatron_synE.runtime.peers import Peers
+    from megatron_synE.runtime.run_lock import RunLock
+    from megatron_synE.runtime.watchdog import Watchdog
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train; returns the exit status. A mistake of the user's is told once, without a traceback."""
+    """Train; returns the exit status. An error is told once, a mistake of the user's without a traceback."""
+    stop_signal = StopSignal()
+    stop_signal.install()  # before the imports that take seconds
+    training = Training(stop_signal, launcher=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
     try:
-        train(parse_job(arguments))
-    except (ValueError, FloatingPointError, OSError) as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank:
-            # torchrun ends all processes with the first that fails. What they all found, the first process tells.
-            time.sleep(SECONDS_FOR_THE_FIRST_PROCESS)
-        where = f" (process {rank})" if rank else ""
-        print(f"pretrain_llama3_synE{where}: {error}", file=sys.stderr, flush=True)
+        training.run(arguments)
+    except Exception as error:
+        failure.report(error, training.peers, stop_signal.wait)
         return 1
     return 0
 
 
-def train(job: JobConfig) -> None:
-    """Check the job, bring up the processes, build, train.
+class Training:
+    """One start of a run, from its command line to its last checkpoint."""
 
-    Raises:
-        ValueError: the job cannot run; everything found, one line each.
-    """
-    quiet_megatron()
-    from megatron_synE.runtime import initialize, shut_down
-    from megatron_synE.runtime.process_groups import world_size_from_environment
-    from megatron_synE.training.config_changes import as_json
-    from megatron_synE.training.loop import TrainingLoop
-    from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter, ProgressLine
-    from megatron_synE.training.setup import build_run, check_job
+    def __init__(self, stop_signal: StopSignal, launcher: int | None) -> None:
+        self.stop_signal = stop_signal
+        self.launcher = launcher
+        self.peers: Peers | None = None
 
-    architecture = check_job(job, world_size_from_environment())
-    runtime = initialize(job.parallel, job.training.seed)
-    def say(line: str) -> None:
-        if runtime.is_main:
-            print(line, file=sys.stderr, flush=True)
+    def run(self, arguments: Sequence[str]) -> None:
+        """Check the job, bring up the processes, build, train.
 
-    run = build_run(job, as_json(job), architecture, runtime, say)
+        Raises:
+            ValueError: the job cannot run; everything found, one line each.
+        """
+        quiet_megatron()
+        from megatron_synE.config.parse import parse_job
+
+        job = parse_job(arguments)
+        from megatron_synE.checkpoint.collective import on_rank_zero
+        from megatron_synE.runtime import initialize, shut_down
+        from megatron_synE.runtime.peers import Peers
+        from megatron_synE.runtime.process_groups import world_size_from_environment
+        from megatron_synE.training.setup import check_job
+
+        architecture = check_job(job, world_size_from_environment())
+        runtime = initialize(job.parallel, job.training.seed)
+        self.peers = Peers.meet()
+        self.stop_signal.meet(self.peers)
+        watchdog = self._watchdog(job, self.peers)
+        watchdog.start()
+        if not self.stop_signal.anywhere(runtime.device):
+            lock = self._lock(job)
+            on_rank_zero(lock.acquire)
+            try:
+                self._train(job, architecture, runtime, watchdog)
+            finally:
+                lock.release()
+        self.stop_signal.finish()
+        watchdog.stop()
+        shut_down()
+
+    def _train(self, job: JobConfig, architecture: Any, runtime: Any, watchdog: Watchdog) -> None:
+        from megatron_synE.training.config_changes import as_json
+        from megatron_synE.training.loop import TrainingLoop
+        from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter, ProgressLine
+        from megatron_synE.training.setup import build_run
+
+        def say(line: str) -> None:
+            if runtime.is_main:
+                print(line, file=sys.stderr, flush=True)
+
+        watchdog.beat("building the run and reading its checkpoint", slow=True)
+        run = build_run(job, as_json(job), architecture, runtime, say)
+        directory = folder_of_records(job)
+        metrics = MetricsWriter(
+            directory if runtime.is_main else None,
+            resumed_step=run.first_step,
+            tensorboard=job.logging.tensorboard,
+            keeps=run.state.stands_for,
+        )
+        if metrics.num_damaged:
+            say(f"WARNING: {directory}: {metrics.num_damaged} unreadable lines moved to {METRICS_FILE}.damaged")
+        progress = ProgressLine(first_step=run.first_step, last_step=run.last_step, show=runtime.is_main)
+        for line in summary(run):
+            progress.note(line)
+        try:
+            TrainingLoop(run, metrics, progress, self.stop_signal, watchdog).train()
+        finally:
+            progress.close()
+            metrics.close()
+
+    def _lock(self, job: JobConfig) -> RunLock:
+        from megatron_synE.runtime.run_lock import RunLock
+
+        folders = {"checkpoint.save": job.checkpoint.save, "logging.directory": job.logging.directory}
+        return RunLock(
+            {field: folder for field, folder in folders.items() if folder is not None},
+            is_ending=lambda: self.stop_signal.told,
+            on_lost=end_at_once,
+        )
+
+
+    def _watchdog(self, job: JobConfig, peers: Peers) -> Watchdog:
+        from megatron_synE.runtime.watchdog import Watchdog
+
+        return Watchdog(
+            peers,
+            hang_timeout_seconds=job.parallel.hang_timeout_minutes * 60,
+            slow_timeout_seconds=job.parallel.timeout_minutes * 60 * 0.9,
+            folder=folder_of_records(job),
+            launcher=self.launcher,
+            on_launcher_gone=self.stop_signal.tell_launcher_is_gone,
+            tell=lambda text: failure.tell(text, kind="Watchdog"),
+        )
+
+
+def folder_of_records(job: JobConfig) -> Path | None:
+    """Where metrics and the like are written."""
     directory = job.logging.directory or job.checkpoint.save
-    metrics = MetricsWriter(
-        Path(directory) if directory and runtime.is_main else None,
-        resumed_step=run.first_step,
-        tensorboard=job.logging.tensorboard,
-        keeps=run.state.stands_for,
-    )
-    if metrics.num_damaged:
-        say(f"WARNING: {directory}: {metrics.num_damaged} unreadable lines moved to {METRICS_FILE}.damaged")
-    progress = ProgressLine(first_step=run.first_step, last_step=run.last_step, show=runtime.is_main)
-    for line in summary(run):
-        progress.note(line)
-    try:
-        TrainingLoop(run, metrics, progress).train()
-    finally:
-        progress.close()
-        metrics.close()
-    shut_down()
+    return Path(directory) if directory is not None else None
+
+
+def end_at_once(reason: str) -> None:
+    """End this process from any thread, before it writes anything more."""
+    failure.tell(reason, kind="RunLock")
+    os._exit(1)
 
 
 def summary(run: Any) -> list[str]:
@@ -117,7 +191,11 @@ QUIET_LOGGERS = (
 
 
 def quiet_megatron() -> None:
-    """megatron-core warns of every optional package that is absent; tools/doctor.py tells what is used instead."""
+    """megatron-core warns of every optional package that is absent; tools/doctor.py tells what is used instead.
+
+    torch's C++ prints a stack for each connection that ends when a process dies; that is told by `failure.report`.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", message=r".*torch\.distributed.*deprecated", category=FutureWarning)
     for name in QUIET_LOGGERS:

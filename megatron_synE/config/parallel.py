@@ -32,6 +32,9 @@ class ParallelConfig:
     """cuda with nccl, or cpu with gloo; auto takes a GPU where there is one."""
     timeout_minutes: int = 30
     """How long a collective may wait for a lost process."""
+    hang_timeout_minutes: float = 10
+    """How long a run may stand still before it says where, and ends with status 75; less than `timeout_minutes`, which
+    also limits (by nine tenths) what may take long: reading and writing checkpoints."""
 
     @property
     def model_parallel_size(self) -> int:
@@ -45,6 +48,11 @@ class ParallelConfig:
                      "timeout_minutes"):  # fmt: skip
             if getattr(self, name) < 1:
                 found.append(f"parallel.{name}: {getattr(self, name)} is not positive; use 1 or more")
+        if not 0 < self.hang_timeout_minutes < self.timeout_minutes:
+            found.append(
+                f"parallel.hang_timeout_minutes: {self.hang_timeout_minutes:g} is not between 0 and "
+                f"parallel.timeout_minutes {self.timeout_minutes}; lower it, or raise that"
+            )
         virtual = self.virtual_pipeline_model_parallel_size
         if virtual is not None and virtual < 2:
             found.append(f"parallel.virtual_pipeline_model_parallel_size: {virtual} is below 2; use null or more")

@@ -97,7 +97,7 @@ class RunLock:
     def __init__(
         self, folders: Mapping[str, str | Path], *, is_ending: Callable[[], bool], on_lost: Callable[[str], None]
     ) -> None:
-        by_path = {Path(folder).resolve(): field for field, folder in reversed(folders.items())}
+        by_path = {Path(folder).resolve(): field for field, folder in reversed(list(folders.items()))}
         self._locks = [FolderLock(field, path) for path, field in sorted(by_path.items())]
         self._is_ending = is_ending
         self._on_lost = on_lost
@@ -137,7 +137,7 @@ class RunLock:
                 with contextlib.suppress(OSError):
                     thief = lock.beat(self._is_ending())
                     if thief is not None and not self._released.is_set():
-                        self._on_lost(f"{lock.field}: {lock.folder} was taken by {thief}; this run stood still too long")
+                        self._on_lost(f"{lock.field}: {lock.folder} was taken by {thief} while this run stood still")
 
 
 class FolderLock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +34,9 @@ class EvaluationResult:
 
 @torch.no_grad()
 def evaluate(
-    model_chunks: Sequence[torch.nn.Module], stream: DataStream, *, micro_batch_size: int, device: torch.device
-) -> EvaluationResult:
+    model_chunks: Sequence[torch.nn.Module], stream: DataStream, *, micro_batch_size: int, device: torch.device,
+    before_microbatch: Callable[[int], None] | None = None,
+) -> EvaluationResult:  # fmt: skip
     """Forward passes over all held-out samples, split over the data-parallel processes.
 
     The samples and their tokens are the same in every layout; what pads the last round counts nothing.
@@ -60,8 +61,9 @@ def evaluate(
         ]
         if microbatches:
             report = run_microbatches(
-                model_chunks, microbatches, num_components=len(stream.component_names), forward_only=True
-            )
+                model_chunks, microbatches, num_components=len(stream.component_names), forward_only=True,
+                before_microbatch=before_microbatch,
+            )  # fmt: skip
             # Live adjustment decides on these numbers on every process: they have to be the same to the last bit.
             torch.distributed.broadcast(report, src=0)
             loss, num_tokens, _, _ = summarise(report)

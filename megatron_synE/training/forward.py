@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,13 @@ from megatron_synE.training.microbatches import MicroBatch, iterators
 
 def run_microbatches(
     model_chunks: Sequence[torch.nn.Module], microbatches: Sequence[MicroBatch], *, num_components: int,
-    forward_only: bool,
+    forward_only: bool, before_microbatch: Callable[[int], None] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Forward (and backward) of all micro-batches through the pipeline.
+
+    Args:
+        before_microbatch: called with the number of each micro-batch, from 0, before its forward pass; with several
+            model chunks once for each chunk.
 
     Returns:
         `[num_components, 2]` fp64 on every process: the sum of token losses and the number of valid tokens of each
@@ -25,8 +29,8 @@ def run_microbatches(
     """
     first = microbatches[0].tokens_BS
     outputs = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, num_components=num_components),
-        data_iterator=iterators(microbatches, len(model_chunks)),
+        forward_step_func=partial(_forward_step, num_components=num_components, before_microbatch=before_microbatch),
+        data_iterator=[enumerate(iterator) for iterator in iterators(microbatches, len(model_chunks))],
         model=list(model_chunks),
         num_microbatches=len(microbatches),
         seq_length=first.shape[1] * parallel_state.get_context_parallel_world_size(),
@@ -36,8 +40,13 @@ def run_microbatches(
     return _over_all_processes(outputs, num_components, first.device)
 
 
-def _forward_step(data_iterator: Any, model: torch.nn.Module, num_components: int) -> tuple[torch.Tensor, Any]:
-    batch: MicroBatch = next(data_iterator)
+def _forward_step(
+    data_iterator: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module, num_components: int,
+    before_microbatch: Callable[[int], None] | None,
+) -> tuple[torch.Tensor, Any]:  # fmt: skip
+    number, batch = next(data_iterator)
+    if before_microbatch is not None:
+        before_microbatch(number)
     output = model(
         input_ids=batch.tokens_BS,
         position_ids=batch.position_ids_BS,

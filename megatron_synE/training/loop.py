@@ -13,8 +13,9 @@ import numpy as np
 
 from megatron_synE.checkpoint import AsyncCheckpointer, collect_rng_state, save_checkpoint
 from megatron_synE.runtime import peak_memory_bytes, synchronize
+from megatron_synE.runtime.watchdog import Watchdog
 from megatron_synE.training.evaluate import EvaluationResult, evaluate
-from megatron_synE.training.faults import StopSignal
+from megatron_synE.training.faults import StepDropped, StopSignal
 from megatron_synE.training.healer import Healer
 from megatron_synE.training.metrics import MetricsWriter, ProgressLine
 from megatron_synE.training.microbatches import MicroBatch, host_microbatch, sample_numbers_of_rank
@@ -39,11 +40,15 @@ class StepTimes:
 class TrainingLoop:
     """Runs the steps that are left of a run."""
 
-    def __init__(self, run: TrainingRun, metrics: MetricsWriter, progress: ProgressLine) -> None:
+    def __init__(
+        self, run: TrainingRun, metrics: MetricsWriter, progress: ProgressLine, stop_signal: StopSignal,
+        watchdog: Watchdog,
+    ) -> None:  # fmt: skip
         self.run = run
         self.metrics = metrics
         self.progress = progress
-        self.stop_signal = StopSignal()
+        self.stop_signal = stop_signal
+        self.watchdog = watchdog
         self._async_checkpointer = AsyncCheckpointer() if run.job.checkpoint.async_save else None
         self._last_saved_step: int | None = run.first_step or None
         self._batches = Prefetcher(self._read_batch, run.job.training.prefetch_steps)
@@ -60,8 +65,10 @@ class TrainingLoop:
         Raises:
             FloatingPointError: the run cannot go on with numbers that are not finite, or had too many incidents.
         """
-        self.stop_signal.install()
         freeze_startup_objects()
+        if self.stop_signal.anywhere(self.run.runtime.device):
+            return
+        self.stop_signal.begin_training()
         if self.run.state.changed_now:
             self._write("configuration", {"changes": self.run.state.changed_now})
         try:
@@ -74,16 +81,26 @@ class TrainingLoop:
     def _train(self) -> bool:
         training, stopped, steps_here = self.run.job.training, False, 0
         while self.step < self.run.last_step and not stopped:
-            self._one_step()
+            start = time.perf_counter()
+            try:
+                self._one_step()
+            except StepDropped:
+                stopped = True
+                break
             steps_here += 1
+            self.watchdog.beat(f"step {self.step}: done")
             if self._async_checkpointer is not None:
                 self._async_checkpointer.poll()
             spent = training.exit_after_steps is not None and steps_here >= training.exit_after_steps
-            stopped = self.stop_signal.anywhere(self.run.runtime.device) or spent
+            seconds = time.perf_counter() - start
+            stopped = self.stop_signal.anywhere(self.run.runtime.device, seconds) or spent
+        if stopped and steps_here == 0:
+            return True  # nothing was done
         if self.step == self.run.last_step and self.run.job.evaluation.at_end:
             self._evaluate()
         self._save()
         if self._async_checkpointer is not None:
+            self.watchdog.beat("waiting for the checkpoint that is being written", slow=True)
             self._async_checkpointer.wait()
         return stopped
 
@@ -105,6 +122,7 @@ class TrainingLoop:
             cause, action = str(error), self.healer.remedy_of_weights()
         if action == "stop":
             self.healer.stop(cause)
+        self.watchdog.beat("going back to a checkpoint", slow=True)
         if self._async_checkpointer is not None:
             self._async_checkpointer.wait()
         self._batches.forget()
@@ -122,6 +140,7 @@ class TrainingLoop:
     def _compute(self) -> tuple[StepResult, StepTimes, int]:
         """Forward, backward and update of the next step; also the first of its samples."""
         state = self.run.state
+        self.watchdog.beat(f"step {self.step + 1}: reading")
         start = time.perf_counter()
         first_sample = int(next(state.trajectory.upcoming())[0])
         batch = self._batches.take(state.trajectory.upcoming(), may_read=self._is_settled)
@@ -134,9 +153,16 @@ class TrainingLoop:
             learning_rate=self.run.schedule(first_sample * state.stream.seq_length),
             num_components=len(state.stream.component_names),
             accept=self.healer.accept,
+            before_microbatch=self._before_microbatch,
         )
         synchronize(self.run.runtime.device)
         return result, StepTimes(time.perf_counter() - start, data_seconds), first_sample
+
+    def _before_microbatch(self, number: int) -> None:
+        self.watchdog.beat(f"step {self.step + 1}: micro-batch {number + 1}")
+        # Without pipelining all processes are at the same micro-batch.
+        if self.run.job.parallel.pipeline_model_parallel_size == 1:
+            self.stop_signal.drop_if_told(self.run.runtime.device)
 
     def _read_batch(self, samples: np.ndarray) -> list[MicroBatch]:
         """This process's micro-batches of a step, on the host."""
@@ -178,6 +204,7 @@ class TrainingLoop:
             state.stream,
             micro_batch_size=self.run.job.training.micro_batch_size,
             device=self.run.runtime.device,
+            before_microbatch=lambda number: self.watchdog.beat(f"step {self.step}: evaluation, round {number + 1}"),
         )
         state.last_evaluation = (self.step, result)
         if result.loss_by_component:
@@ -239,6 +266,7 @@ class TrainingLoop:
             "keep": config.keep,
             "keep_every_steps": config.keep_every_steps,
         }
+        self.watchdog.beat(f"step {self.step}: saving", slow=True)
         start = time.perf_counter()
         if self._async_checkpointer is not None:
             self._async_checkpointer.save(**arguments)

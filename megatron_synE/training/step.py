@@ -63,16 +63,21 @@ def train_step(
     learning_rate: float,
     num_components: int,
     accept: Callable[[StepResult], bool] = lambda result: True,
+    before_microbatch: Callable[[int], None] | None = None,
 ) -> StepResult:
     """Gradients of all micro-batches, reduced and divided once by the number of valid tokens; clip; update.
 
     Args:
         accept: whether a finite step may update the weights; the same answer on all processes.
+        before_microbatch: called with each micro-batch's number; what it raises gives up the step, weights unchanged.
     """
     for chunk in model_chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    report = run_microbatches(model_chunks, microbatches, num_components=num_components, forward_only=False)
+    report = run_microbatches(
+        model_chunks, microbatches, num_components=num_components, forward_only=False,
+        before_microbatch=before_microbatch,
+    )  # fmt: skip
     loss, num_tokens, component_losses, component_tokens = summarise(report)
     set_learning_rate(optimizer, learning_rate)
     grad_norm = gradient_norm(optimizer) if math.isfinite(loss) else math.nan

@@ -1,0 +1,62 @@
+"""What a person and torchrun are told of an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_synE.runtime.peers import Peer, Peers
+from megatron_synE.training import failure
+
+
+def alone() -> Peers:
+    return Peers(0, [Peer.this_process()], None)
+
+
+def never(seconds: float) -> bool:
+    raise AssertionError("nothing to wait for")
+
+
+def test_a_mistake_is_told_without_its_traceback_also_to_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setenv("RANK", "3")
+    failure.report(ValueError("optimizer.lr: is wrong"), alone(), never)
+    assert capsys.readouterr().err == "pretrain_llama3_synE (process 3): optimizer.lr: is wrong\n"
+    message = json.loads(file.read_text())["message"]
+    assert message["message"] == "ValueError: optimizer.lr: is wrong"
+    assert message["extraInfo"]["py_callstack"] == "optimizer.lr: is wrong"
+    assert int(message["extraInfo"]["timestamp"]) > 0
+
+
+def test_an_error_of_ours_is_told_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise KeyError("surprise")
+    except KeyError as error:
+        failure.report(error, alone(), never)
+    err = capsys.readouterr().err
+    assert err.count("Traceback") == 1 and "test_failure.py" in err and "KeyError: 'surprise'" in err
+
+
+def test_a_lost_connection_names_the_dead_process() -> None:
+    dead = Peer(**{**vars(Peer.this_process()), "start_ticks": 1})
+    text = failure.describe(
+        RuntimeError("[tcp.cc:553] Connection closed by peer [::1]:5. Look at …"),
+        Peers(0, [Peer.this_process(), dead], None),
+    )
+    assert text == (
+        "process 1 of this run has died; the run cannot go on without ([tcp.cc:553] Connection closed by peer [::1]:5)"
+    )
+
+
+@pytest.mark.parametrize("ended, told", [(True, ""), (False, "pretrain_llama3_synE (process 1): no such file\n")])
+def test_before_the_processes_meet_the_first_tells(
+    ended: bool, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    failure.report(ValueError("no such file"), None, lambda seconds: ended)
+    assert capsys.readouterr().err == told
