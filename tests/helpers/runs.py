@@ -61,21 +61,16 @@ def write_job(folder: Path, *, num_samples: int = 160, **sections: Any) -> list[
 
 def train(arguments: list[str], change: Callable[[Any], None] = lambda run: None) -> dict[str, Any]:
     """One start of the trainer in this process, from check to final save; what the run was at its end."""
-    import torch
-
     from megatron_synE.runtime import initialize
+    from megatron_synE.runtime.process_groups import world_size_from_environment
     from megatron_synE.training.config_changes import as_json
+    from megatron_synE.training.faults import StopSignal
     from megatron_synE.training.loop import TrainingLoop
     from megatron_synE.training.metrics import MetricsWriter, ProgressLine
     from megatron_synE.training.setup import build_run, check_job
 
     job: JobConfig = parse_job(arguments)
-    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else None
-    if world_size is None:
-        import os
-
-        world_size = int(os.environ["WORLD_SIZE"])
-    architecture = check_job(job, world_size)
+    architecture = check_job(job, world_size_from_environment())
     runtime = _runtime(job, initialize)
     run = build_run(job, as_json(job), architecture, runtime)
     change(run)
@@ -85,7 +80,8 @@ def train(arguments: list[str], change: Callable[[Any], None] = lambda run: None
     )  # fmt: skip
     error = ""
     try:
-        TrainingLoop(run, metrics, ProgressLine(first_step=0, last_step=0, show=False)).train()
+        progress = ProgressLine(first_step=0, last_step=0, show=False)
+        TrainingLoop(run, metrics, progress, StopSignal(), _unstarted_watchdog()).train()
     except FloatingPointError as problem:
         error = str(problem)
     finally:
@@ -95,6 +91,16 @@ def train(arguments: list[str], change: Callable[[Any], None] = lambda run: None
         "first_step": run.first_step, "step": run.state.trajectory.step, "error": error, "weights": weights,
         "consumed_samples": run.state.trajectory.consumed_samples,
     }  # fmt: skip
+
+
+def _unstarted_watchdog() -> Any:
+    from megatron_synE.runtime.peers import Peers
+    from megatron_synE.runtime.watchdog import Watchdog
+
+    return Watchdog(
+        Peers.meet(), hang_timeout_seconds=600, slow_timeout_seconds=600, folder=None, launcher=None,
+        on_launcher_gone=lambda: None, tell=print,
+    )  # fmt: skip
 
 
 def _runtime(job: JobConfig, initialize: Callable[..., Any]) -> Any:
