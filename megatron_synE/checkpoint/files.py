@@ -122,7 +122,13 @@ def check_bytes(path: Path, content: bytes, checksum: str | None, what: str = ""
     Raises:
         DamagedCheckpoint: they differ.
     """
-    if checksum is not None and xxhash.xxh3_128_hexdigest(content) != checksum:
+    if checksum is not None:
+        check_digest(path, xxhash.xxh3_128_hexdigest(content), checksum, what)
+
+
+def check_digest(path: Path, found: str, checksum: str | None, what: str = "") -> None:
+    """As `check_bytes`, of bytes whose checksum is `found`."""
+    if checksum is not None and found != checksum:
         raise DamagedCheckpoint(f"{path}: {what}damaged, not the bytes that were written; {_ADVICE}")
 
 

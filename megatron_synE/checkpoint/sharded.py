@@ -29,7 +29,12 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, nested_values
-from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.mapping import (
+    LocalNonpersistentObject,
+    ShardedBase,
+    ShardedTensor,
+    is_main_replica,
+)
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
@@ -209,6 +214,8 @@ def load_checkpoint(
     take_main_params_from_weights(wanted, tensors)
     loaded = _load_tensors(directory, wanted, tensors)
 
+    packed = loaded.get(RNG_KEY)
+    rng_state = together(lambda: None if packed is None else rng.unpack(packed.view(-1)))
     for number, chunk in enumerate(model_chunks):
         missing, unexpected = bare(chunk).load_state_dict(loaded[chunk_key(number)], strict=False)
         assert not unexpected and all(key.endswith("_extra_state") for key in missing), (missing, unexpected)
@@ -216,11 +223,10 @@ def load_checkpoint(
         optimizer_state.load_state_dict(optimizer, loaded["optimizer"], state["optimizer_step"])
     elif optimizer is not None:
         optimizer.reload_model_params()
-    packed_rng = loaded.get(RNG_KEY)
     return LoadedState(
         step=state["step"],
         state=state,
-        rng_state=None if packed_rng is None else rng.unpack(packed_rng.view(-1)),
+        rng_state=rng_state,
         has_optimizer=with_optimizer,
     )
 
