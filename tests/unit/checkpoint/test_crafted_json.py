@@ -158,3 +158,14 @@ def test_a_list_of_files_that_is_none(sound: Path, text: str) -> None:
             quick_check(sound)
     finally:
         (sound / "files.json").write_text(original)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0", "../state.json", ""])
+def test_a_list_of_files_with_names_that_cannot_be(sound: Path, name: str) -> None:
+    original = (sound / "files.json").read_text()
+    (sound / "files.json").write_text(json.dumps({"files": {name: 1}}))
+    try:
+        with pytest.raises(DamagedCheckpoint, match=r"files.json: files: .* is no file beside it"):
+            quick_check(sound)
+    finally:
+        (sound / "files.json").write_text(original)
