@@ -58,10 +58,13 @@ class FileList:
         if self.has_checksums:
             self._files = {name: _listed(path, name, entry) for name, entry in sizes.items()}
             # One comparison for all of it: the entries, their order, white space, and the checksum itself.
-            if raw != _file_list_text(self._files).encode():
+            if raw != _encode(_file_list_text(self._files)):
                 raise DamagedCheckpoint(f"{path}: damaged, does not fit its own checksum; {_ADVICE}")
         else:
             self._files = {name: ListedFile(size, None) for name, size in sizes.items()}
+        for name in self._files:
+            if not name.isprintable() or Path(name).name != name:
+                raise DamagedCheckpoint(f"{path}: files: {shorten(name)} is no file beside it; {_ADVICE}")
 
     def __getitem__(self, name: str) -> ListedFile:
         """Raises DamagedCheckpoint where the list has no such file."""
@@ -83,7 +86,7 @@ class FileList:
         """
         found = []
         for name, listed in self._files.items():
-            path = self.directory / Path(name).name
+            path = self.directory / name
             try:
                 size_bytes = path.stat().st_size
             except OSError as error:
@@ -122,7 +125,13 @@ def check_bytes(path: Path, content: bytes, checksum: str | None, what: str = ""
     Raises:
         DamagedCheckpoint: they differ.
     """
-    if checksum is not None and xxhash.xxh3_128_hexdigest(content) != checksum:
+    if checksum is not None:
+        check_digest(path, xxhash.xxh3_128_hexdigest(content), checksum, what)
+
+
+def check_digest(path: Path, found: str, checksum: str | None, what: str = "") -> None:
+    """As `check_bytes`, of bytes whose checksum is `found`."""
+    if checksum is not None and found != checksum:
         raise DamagedCheckpoint(f"{path}: {what}damaged, not the bytes that were written; {_ADVICE}")
 
 
@@ -225,5 +234,10 @@ def _listed(path: Path, name: str, entry: Any) -> ListedFile:
 
 def _file_list_text(files: Mapping[str, ListedFile]) -> str:
     entries = {name: {"bytes": listed.size_bytes, "checksum": listed.checksum} for name, listed in files.items()}
-    checksum = xxhash.xxh3_128_hexdigest(to_json(FILES_FILE, {"files": entries}).encode())
+    checksum = xxhash.xxh3_128_hexdigest(_encode(to_json(FILES_FILE, {"files": entries})))
     return to_json(FILES_FILE, {"checksum": checksum, "files": entries})
+
+
+def _encode(text: str) -> bytes:
+    """As UTF-8; JSON can name halves of characters, which have no such form."""
+    return text.encode("utf-8", errors="surrogatepass")

@@ -87,8 +87,8 @@ def resume_notes(root: str | Path) -> list[str]:
     return notes
 
 
-def complete_checkpoints(root: Path) -> list[Path]:
-    """Directories under a checkpoint's name, by ascending step."""
+def checkpoint_directories(root: Path) -> list[Path]:
+    """Directories under a checkpoint's name, complete or not, by ascending step."""
     found = [(int(match[1]), path) for path in root.iterdir() if (match := _STEP_DIRECTORY.match(path.name))]
     return [path for _, path in sorted(found)]
 
@@ -114,7 +114,7 @@ def _in_order(root: Path) -> list[Path]:
     """All of `root`'s checkpoints, complete or not, as `resume_candidates` orders them."""
     if not root.is_dir():
         return []
-    names = {path.name for path in complete_checkpoints(root)}
+    names = {path.name for path in checkpoint_directories(root)}
     names |= {path.name[1:].removesuffix(".replaced") for path in root.glob(".step_*.replaced")}
     names = {name for name in names if _STEP_DIRECTORY.match(name)}
     paths = [path for name in names if (path := _present(root / name)) is not None]

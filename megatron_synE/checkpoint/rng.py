@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_synE.checkpoint.files import DamagedCheckpoint
+
 RngState = dict[str, torch.Tensor]
 """Flat: one tensor for each generator, or part of one."""
 
@@ -60,11 +62,19 @@ def pack(state: RngState) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor) -> RngState:
-    """The state of `pack`; zeros that fill the vector up to a common length are ignored."""
+    """The state of `pack`; zeros that fill the vector up to a common length are ignored.
+
+    Raises:
+        DamagedCheckpoint: it is something else.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     content = packed.numpy().tobytes()
-    return dict(load(content[: _safetensors_length_bytes(content)]))
+    try:
+        return dict(load(content[: _safetensors_length_bytes(content)]))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedCheckpoint("rng_state: not the states of generators; use another checkpoint") from None
 
 
 def _safetensors_length_bytes(content: bytes) -> int:

@@ -29,7 +29,12 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, nested_values
-from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.mapping import (
+    LocalNonpersistentObject,
+    ShardedBase,
+    ShardedTensor,
+    is_main_replica,
+)
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
@@ -209,6 +214,8 @@ def load_checkpoint(
     take_main_params_from_weights(wanted, tensors)
     loaded = _load_tensors(directory, wanted, tensors)
 
+    packed = loaded.get(RNG_KEY)
+    rng_state = together(lambda: None if packed is None else rng.unpack(packed.view(-1)))
     for number, chunk in enumerate(model_chunks):
         missing, unexpected = bare(chunk).load_state_dict(loaded[chunk_key(number)], strict=False)
         assert not unexpected and all(key.endswith("_extra_state") for key in missing), (missing, unexpected)
@@ -216,33 +223,12 @@ def load_checkpoint(
         optimizer_state.load_state_dict(optimizer, loaded["optimizer"], state["optimizer_step"])
     elif optimizer is not None:
         optimizer.reload_model_params()
-    packed_rng = loaded.get(RNG_KEY)
     return LoadedState(
         step=state["step"],
         state=state,
-        rng_state=None if packed_rng is None else rng.unpack(packed_rng.view(-1)),
+        rng_state=rng_state,
         has_optimizer=with_optimizer,
     )
-
-
-def save_tensors(root: str | Path, *, step: int, tensors: Mapping[str, torch.Tensor], architecture: LlamaArchitecture,
-                 state: Mapping[str, Any]) -> Path:  # fmt: skip
-    """Write a weights-only checkpoint of whole tensors under their stored names, in a world of one process.
-
-    Args:
-        tensors: megatron-core's names, as `hf.mapping` lists them.
-
-    Raises:
-        ValueError, OSError: as `save_checkpoint`.
-    """
-    assert torch.distributed.get_world_size() == 1, "whole tensors are written by one process"
-    sharded = {key: ShardedTensor.from_rank_offsets(key, tensor) for key, tensor in tensors.items()}
-    root = Path(root)
-    with _no_remains(root, step):
-        pending = _begin_tensors(root, step, architecture, sharded, None, state)
-        pending.writer.write()
-        pending.publish()
-    return layout.step_directory(root, step)
 
 
 @dataclass(frozen=True)
@@ -286,7 +272,8 @@ class _PendingSave:
 
 
 def _begin(root: Path, options: SaveOptions) -> _PendingSave:
-    model_chunks, optimizer, rng_state = options["model_chunks"], options["optimizer"], options["rng_state"]
+    step, model_chunks = options["step"], options["model_chunks"]
+    optimizer, rng_state = options["optimizer"], options["rng_state"]
     finish_param_gather(model_chunks)
     sharded = model_state(model_chunks)
     if optimizer is not None:
@@ -294,38 +281,36 @@ def _begin(root: Path, options: SaveOptions) -> _PendingSave:
         sharded["optimizer"] = optimizer_state.sharded_state_dict(optimizer, sharded, is_loading=False)
     if rng_state is not None:
         sharded[RNG_KEY] = rng_tensor(rng.pack(rng_state))
-    return _begin_tensors(
-        root, options["step"], options["architecture"], sharded, optimizer, options["state"], options.get("keep"),
-        options.get("keep_every_steps"),
-    )  # fmt: skip
+    sharded, common = save_preprocess(sharded, validate_access_integrity=False)
+    check_finite(sharded, step)
+    common_file = io.BytesIO()
+    torch.save(common, common_file)
+    state_json = _state_json(options)  # now: training goes on while a child writes
+    needed_bytes = _bytes_on_disk(sharded)
+    on_rank_zero(lambda: layout.prepare(root, step, needed_bytes))
+    writer = Writer(layout.temporary_directory(root, step))
+    writer.plan(sharded)
+    return _PendingSave(
+        root, step, writer, state_json, common_file.getvalue(), options.get("keep"), options.get("keep_every_steps")
+    )
 
 
-def _begin_tensors(root: Path, step: int, architecture: LlamaArchitecture, sharded: dict[str, Any],
-                   optimizer: Any | None, state: Mapping[str, Any], keep: int | None = None,
-                   keep_every_steps: int | None = None) -> _PendingSave:  # fmt: skip
+def _state_json(options: SaveOptions) -> str:
+    state, optimizer = options["state"], options["optimizer"]
     clash = sorted(set(state) & set(_RESERVED_KEYS))
     if clash:
         raise ValueError(f"state: {', '.join(clash)} are set by the checkpoint itself; leave them out")
     description = {
         "format_version": FORMAT_VERSION,
         "megatron_synE_version": _own_version(),
-        "step": step,
-        "architecture": dataclasses.asdict(architecture),
+        "step": options["step"],
+        "architecture": dataclasses.asdict(options["architecture"]),
         "layout": layout_of_run(),
         "has_optimizer": optimizer is not None,
         "optimizer_step": None if optimizer is None else optimizer_state.read_step(optimizer),
         **state,
     }
-    state_json = files.to_json(files.STATE_FILE, description)  # now: training goes on while a child writes
-    sharded, common = save_preprocess(sharded, validate_access_integrity=False)
-    check_finite(sharded, step)
-    common_file = io.BytesIO()
-    torch.save(common, common_file)
-    needed_bytes = _bytes_on_disk(sharded)
-    on_rank_zero(lambda: layout.prepare(root, step, needed_bytes))
-    writer = Writer(layout.temporary_directory(root, step))
-    writer.plan(sharded)
-    return _PendingSave(root, step, writer, state_json, common_file.getvalue(), keep, keep_every_steps)
+    return files.to_json(files.STATE_FILE, description)
 
 
 def _bytes_on_disk(sharded: Mapping[str, Any]) -> int:

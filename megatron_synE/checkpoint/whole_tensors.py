@@ -61,9 +61,17 @@ def read_chunk(directory: Path, key: str, stored: StoredTensor, chunk: Chunk) ->
     """One chunk of the tensor `key`; its record and the tensor are in memory at the same time.
 
     Raises:
-        DamagedCheckpoint: its bytes are not those that were written, or hold another tensor than the index says.
+        DamagedCheckpoint: its bytes are not those that were written, or as `decode_chunk`.
     """
-    record = chunk.read(directory, key)
+    return decode_chunk(directory, key, stored, chunk, chunk.read(directory, key))
+
+
+def decode_chunk(directory: Path, key: str, stored: StoredTensor, chunk: Chunk, record: bytes) -> torch.Tensor:
+    """The tensor in a chunk's record.
+
+    Raises:
+        DamagedCheckpoint: it is no tensor, or another than the index says.
+    """
     try:
         part = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)
     except Exception as error:  # many kinds, whose texts advise to unpickle what should not be

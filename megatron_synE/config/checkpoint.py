@@ -33,6 +33,8 @@ class CheckpointConfig:
                 found.append(f"checkpoint.{name}: {value} is not positive; use 1 or more, or null")
         if self.save is None and self.save_interval_steps is not None:
             found.append("checkpoint.save_interval_steps: given without checkpoint.save; name a folder")
+        if self.keep is None and self.keep_every_steps is not None:
+            found.append("checkpoint.keep_every_steps: given without checkpoint.keep, so that all are kept; give both")
         if self.load is not None and self.init_from_hf is not None:
             found.append("checkpoint.load: checkpoint.init_from_hf is given too; keep one of them")
         return found

@@ -107,8 +107,9 @@ def test_a_full_disk_costs_one_save_and_says_what_to_do(small_disk: Path) -> Non
 def test_a_place_is_looked_at_before_the_start(small_disk: Path) -> None:
     layout.check_place(small_disk / "run" / "a", needed_bytes=DISK_BYTES // 2)
     assert not (small_disk / "run").exists()
-    with pytest.raises(ValueError, match=rf"{small_disk} has [\d,]+ bytes free, one checkpoint needs {2 * DISK_BYTES:,}"):
-        layout.check_place(small_disk / "run", needed_bytes=2 * DISK_BYTES)
+    needed_bytes = 2 * DISK_BYTES
+    with pytest.raises(ValueError, match=rf"{small_disk} has [\d,]+ bytes free, one checkpoint needs {needed_bytes:,}"):
+        layout.check_place(small_disk / "run", needed_bytes)
     (small_disk / "file").touch()
     with pytest.raises(ValueError, match="file is no directory"):
         layout.check_place(small_disk / "file" / "run")

@@ -27,9 +27,9 @@ def test_latest_names_the_newest_save(tmp_path: Path) -> None:
 def test_keep_counts_the_newest_and_never_deletes_latest(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write_checkpoint(tmp_path, step, keep=2)
-    assert [path.name for path in layout.complete_checkpoints(tmp_path)] == ["step_00000020", "step_00000030"]
+    assert [path.name for path in layout.checkpoint_directories(tmp_path)] == ["step_00000020", "step_00000030"]
     write_checkpoint(tmp_path, 5, keep=1)  # a run that was rolled back: the newest is not the highest number
-    assert [path.name for path in layout.complete_checkpoints(tmp_path)] == ["step_00000005"]
+    assert [path.name for path in layout.checkpoint_directories(tmp_path)] == ["step_00000005"]
 
 
 def test_the_same_step_is_replaced(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_save_removes_what_a_killed_one_left(tmp_path: Path) -> None:
 def test_keep_every_keeps_what_it_divides_besides(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20, 25, 30):
         write_checkpoint(tmp_path, step, keep=2, keep_every_steps=10)
-    assert [path.name[-2:] for path in layout.complete_checkpoints(tmp_path)] == ["10", "20", "25", "30"]
+    assert [path.name[-2:] for path in layout.checkpoint_directories(tmp_path)] == ["10", "20", "25", "30"]
 
 
 def test_what_is_damaged_or_left_behind_does_not_count_as_kept(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_is_damaged_or_left_behind_does_not_count_as_kept(tmp_path: Path) -
         write_checkpoint(tmp_path, step)
     (tmp_path / "latest").write_text("step_00000020\n")  # gone back: 30 belongs to nothing any more
     write_checkpoint(tmp_path, 25, keep=2)
-    assert [path.name[-2:] for path in layout.complete_checkpoints(tmp_path)] == ["20", "25"]
+    assert [path.name[-2:] for path in layout.checkpoint_directories(tmp_path)] == ["20", "25"]
     (tmp_path / "step_00000025" / "index.json").unlink()
     write_checkpoint(tmp_path, 27, keep=2)
     assert [path.name[-2:] for path in layout.resume_candidates(tmp_path)] == ["27", "20"]
