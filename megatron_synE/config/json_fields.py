@@ -1,4 +1,4 @@
-"""JSON that may be damaged or crafted, read field by field: what is wrong is one ValueError that names file and field."""
+"""JSON that may be damaged or crafted, read field by field: a ValueError names the file and the field that is wrong."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class JsonFields:
         self.where, self.remedy = where, remedy
         if not isinstance(content, dict):
             raise ValueError(f"{where.rstrip('.: ')}: not a JSON object but {reprlib.repr(content)}; {remedy}")
+        for name in content:
+            if not is_text(name):
+                raise ValueError(f"{where}{name!r} is not the name of a field; {remedy}")
         self.content: dict[str, Any] = content
 
     @classmethod

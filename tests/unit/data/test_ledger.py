@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from megatron_synE.checkpoint.files import file_checksum, write_file_list
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
 from megatron_synE.corpus.annotations import write_annotation
 from megatron_synE.corpus.indexed import IndexedCorpus
@@ -103,9 +104,13 @@ def files(config: DataConfig, tmp_path: Path) -> tuple[str, str]:
     content = {"data": asdict(config), "training": {"global_batch_size": 4}}
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     checkpoint.mkdir()
-    state = {"format_version": 1, "step": 12, "consumed_samples": 48, "config": {"training": {"global_batch_size": 4}}}
+    state = {
+        "format_version": 1, "step": 12, "consumed_samples": 48, "config": {"training": {"global_batch_size": 4}},
+        "architecture": {}, "layout": {}, "has_optimizer": False,
+    }  # fmt: skip
     state["stream"] = adjusted(config).state_dict(48)
     (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    write_file_list(checkpoint, {"state.json": file_checksum(checkpoint / "state.json")})
     return str(path), str(checkpoint)
 
 

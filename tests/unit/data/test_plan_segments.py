@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SchedulePoint, SourceConfig, StageConfig
+from megatron_synE.config.json_fields import JsonFields
 from megatron_synE.data.plan import Planner, Slot, round_shares
 from megatron_synE.data.segments import Segment, Timeline
 
@@ -232,7 +233,8 @@ def test_schedule_points_become_segments() -> None:
 def test_segments_survive_json() -> None:
     planner = random_planner(random.Random(3))
     for segment in planner.timeline().segments:
-        assert Segment.from_json(json.loads(json.dumps(segment.to_json()))) == segment
+        fields = JsonFields(json.loads(json.dumps(segment.to_json())), "", "")
+        assert Segment.from_json(fields, len(planner.slots)) == segment
 
 
 def test_samples_outside_the_stream_are_refused() -> None:

@@ -242,9 +242,9 @@ def test_states_that_do_not_fit_are_refused_with_all_reasons(config: DataConfig)
         DataStream.build(other, state=state)
     for field in ("data.seq_length", "data.seed", "data.sources.book_en"):
         assert field in str(error.value)
-    with pytest.raises(ValueError, match="format version"):
+    with pytest.raises(ValueError, match="stream state: format_version is None, not 1"):
         DataStream.build(config, state={})
-    with pytest.raises(ValueError, match="incomplete or damaged"):
+    with pytest.raises(ValueError, match="stream state: components is missing"):
         DataStream.build(config, state={"format_version": 1})
 
 
