@@ -302,7 +302,7 @@ def _begin_tensors(root: Path, step: int, architecture: LlamaArchitecture, shard
         raise ValueError(f"state: {', '.join(clash)} are set by the checkpoint itself; leave them out")
     description = {
         "format_version": FORMAT_VERSION,
-        "megatron_synE_version": _own_version(),
+        "megatron_synE_version": own_version(),
         "step": step,
         "architecture": dataclasses.asdict(architecture),
         "layout": layout_of_run(),
@@ -370,7 +370,8 @@ def _check_architecture(contents: Contents, own: LlamaArchitecture, sizes_only: 
         )
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """Of this package, for state.json."""
     try:
         return importlib.metadata.version("megatron-synE")
     except importlib.metadata.PackageNotFoundError:  # run from the source tree
