@@ -61,6 +61,7 @@ def import_model(hf_dir: Path, checkpoint: Path, dtype: str | None, tokenizer_di
     source = tokenizer_dir or hf_dir
     copy_tokenizer(source, checkpoint / TOKENIZER_DIRECTORY)
     if (source / CONFIG_FILE).is_file():
+        (checkpoint / TOKENIZER_DIRECTORY).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / CONFIG_FILE, checkpoint / TOKENIZER_DIRECTORY / CONFIG_FILE)  # special token ids
     return write_whole(
         checkpoint,

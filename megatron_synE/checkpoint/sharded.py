@@ -302,7 +302,7 @@ def _state_json(options: SaveOptions) -> str:
         raise ValueError(f"state: {', '.join(clash)} are set by the checkpoint itself; leave them out")
     description = {
         "format_version": FORMAT_VERSION,
-        "megatron_synE_version": _own_version(),
+        "megatron_synE_version": own_version(),
         "step": options["step"],
         "architecture": dataclasses.asdict(options["architecture"]),
         "layout": layout_of_run(),
@@ -371,7 +371,8 @@ def _check_architecture(contents: Contents, own: LlamaArchitecture, sizes_only: 
         )
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """Of this package, for state.json."""
     try:
         return importlib.metadata.version("megatron-synE")
     except importlib.metadata.PackageNotFoundError:  # run from the source tree

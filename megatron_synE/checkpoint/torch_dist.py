@@ -18,6 +18,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -267,12 +268,17 @@ class Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Where every chunk lies."""
-        described: dict[str, Any] = {}
-        for key, stored in self._tensors.items():
-            chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.shape)) for c in stored.chunks]
-            properties = TensorProperties(dtype=torch_dtype(stored))
-            described[key] = TensorStorageMetadata(properties, torch.Size(stored.shape), chunks)
-        return Metadata(described, storage_data={}, storage_meta=StorageMeta())
+        return metadata_of(self._tensors)
+
+
+def metadata_of(tensors: Mapping[str, StoredTensor]) -> Metadata:
+    """The tensors in torch's words; where their chunks lie in files is not said."""
+    described: dict[str, Any] = {}
+    for key, stored in tensors.items():
+        chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.shape)) for c in stored.chunks]
+        properties = TensorProperties(dtype=torch_dtype(stored))
+        described[key] = TensorStorageMetadata(properties, torch.Size(stored.shape), chunks)
+    return Metadata(described, storage_data={}, storage_meta=StorageMeta())
 
 
 class LoadStrategy(TorchDistLoadShardedStrategy):

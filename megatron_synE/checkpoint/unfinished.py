@@ -24,6 +24,8 @@ from typing import Any
 
 import xxhash
 
+from megatron_synE.checkpoint.files import file_checksum
+
 JOURNAL_FILE = "journal"
 FILES_DIRECTORY = "files"
 
@@ -214,15 +216,6 @@ def _read_journal(journal: Path, identity: Mapping[str, Any]) -> dict[str, dict[
             break
         entries[entry["file"]] = entry
     return entries
-
-
-def file_checksum(path: Path) -> str:
-    """xxh3_128 of a whole file, read in pieces."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _fsync_directory(directory: Path) -> None:

@@ -38,8 +38,7 @@ class WholeTensors:
 
     def dtype(self, key: str) -> torch.dtype:
         """Format of the tensor's elements."""
-        dtype: torch.dtype = getattr(torch, self._entries[key]["dtype"])
-        return dtype
+        return torch_dtype(self._tensors[key])
 
     def read(self, key: str) -> torch.Tensor:
         """The whole tensor, put together from its chunks.

@@ -7,20 +7,25 @@ lie in chunks of rows, so that a reader needs memory for one chunk only, and a r
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_synE.checkpoint import layout
+from megatron_synE.checkpoint import files, layout
+from megatron_synE.checkpoint.contents import FORMAT
+from megatron_synE.checkpoint.index import Chunk, StoredTensor
 from megatron_synE.checkpoint.lazy_tensor import LazyTensor
-from megatron_synE.checkpoint.sharded import _own_version
-from megatron_synE.checkpoint.torch_dist import _metadata_of
+from megatron_synE.checkpoint.sharded import own_version
+from megatron_synE.checkpoint.state import FORMAT_VERSION
+from megatron_synE.checkpoint.torch_dist import metadata_of
 from megatron_synE.checkpoint.unfinished import ChecksummedFile, UnfinishedDirectory, unfinished_directory
 from megatron_synE.config.model import LlamaArchitecture
 
@@ -55,8 +60,8 @@ def write_whole(
     tensors = list(tensors)
     needed_bytes = sum(tensor.size_bytes + _OVERHEAD_BYTES for tensor in tensors)
     description = {
-        "format_version": layout.FORMAT_VERSION,
-        "megatron_synE_version": _own_version(),
+        "format_version": FORMAT_VERSION,
+        "megatron_synE_version": own_version(),
         "step": step,
         "architecture": dataclasses.asdict(architecture),
         "layout": SINGLE_PROCESS_LAYOUT,
@@ -70,10 +75,11 @@ def write_whole(
         for number, group in enumerate(_by_file(tensors)):
             index.update(_write_file(unfinished, f"__0_{number}.distcp", group))
         _write_descriptions(unfinished.directory, index, description)
-        layout.write_file_list(unfinished.directory)
-        layout.prepare(root, step).rmdir()
-        unfinished.rename(layout.temporary_directory(root, step))
-        return layout.publish(root, step, None)
+        files.write_file_list(unfinished.directory, unfinished.checksums())
+        temporary = layout.temporary_directory(root, step)
+        shutil.rmtree(temporary, ignore_errors=True)  # what a killed save left
+        unfinished.rename(temporary)
+        return layout.publish(root, step)
 
 
 def _by_file(tensors: Iterable[LazyTensor]) -> Iterator[list[LazyTensor]]:
@@ -121,10 +127,25 @@ def _write_tensor(file: ChecksummedFile, file_name: str, tensor: LazyTensor) -> 
 
 def _write_descriptions(directory: Path, index: dict[str, Any], description: dict[str, Any]) -> None:
     """All small files: ours, and those that megatron-core's and torch's tools ask for."""
-    layout.write_text(directory / layout.INDEX_FILE, layout.to_json(layout.INDEX_FILE, {"tensors": index}))
-    layout.write_text(directory / layout.STATE_FILE, layout.to_json(layout.STATE_FILE, description))
-    metadata = _metadata_of(index)
-    written = [WriteResult(place, stored.length, stored) for place, stored in metadata.storage_data.items()]
-    FileSystemWriter(directory).finish(metadata, [written])
+    for name, content in (
+        (files.INDEX_FILE, {"tensors": index}), (files.STATE_FILE, description), (files.METADATA_FILE, FORMAT),
+    ):  # fmt: skip
+        files.write_text(directory / name, files.to_json(name, content))
+    written = [
+        WriteResult(
+            MetadataIndex(name, chunk["offsets"]),
+            chunk["length_bytes"],
+            _StorageInfo(chunk["file"], chunk["start_bytes"], chunk["length_bytes"]),
+        )
+        for name, entry in index.items()
+        for chunk in entry["chunks"]
+    ]
+    FileSystemWriter(directory).finish(metadata_of(_stored(index)), [written])
     torch.save({}, directory / COMMON_STATE_FNAME)
-    save_config(CheckpointingConfig("torch_dist"), str(directory))
+
+
+def _stored(index: dict[str, Any]) -> dict[str, StoredTensor]:
+    return {
+        name: StoredTensor(entry["dtype"], entry["shape"], tuple(Chunk(**chunk) for chunk in entry["chunks"]))
+        for name, entry in index.items()
+    }

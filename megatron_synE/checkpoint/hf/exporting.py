@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from megatron_synE.checkpoint.files import FILES_FILE, file_checksum, write_text
 from megatron_synE.checkpoint.hf.config import CONFIG_FILE, hf_config, read_hf_json
 from megatron_synE.checkpoint.hf.mapping import Parameter, hf_shapes, parameters, stored_shape, to_hf
 from megatron_synE.checkpoint.hf.safetensors_file import write_safetensors
 from megatron_synE.checkpoint.hf.source import INDEX_FILE, SINGLE_FILE
-from megatron_synE.checkpoint.layout import FILES_FILE, read_architecture, write_text
+from megatron_synE.checkpoint.layout import read_architecture
 from megatron_synE.checkpoint.lazy_tensor import LazyTensor
-from megatron_synE.checkpoint.unfinished import UnfinishedDirectory, file_checksum, unfinished_directory
+from megatron_synE.checkpoint.unfinished import UnfinishedDirectory, unfinished_directory
 from megatron_synE.checkpoint.whole_tensors import WholeTensors
 from megatron_synE.config.model import LlamaArchitecture
 

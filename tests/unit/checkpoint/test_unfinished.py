@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from megatron_synE.checkpoint import unfinished as module
+from megatron_synE.checkpoint.files import file_checksum
 from megatron_synE.checkpoint.unfinished import ChecksummedFile, unfinished_directory
 
 IDENTITY = {"source": "a"}
@@ -155,7 +155,7 @@ def test_the_journal_is_json_lines(tmp_path: Path) -> None:
     _begin(tmp_path / "place")
     first, second = map(json.loads, (tmp_path / "place" / "journal").read_text().splitlines())
     assert first == {"identity": IDENTITY}
-    assert second == {"file": "one", "bytes": 5, "checksum": module.file_checksum(tmp_path / "place/files/one"),
+    assert second == {"file": "one", "bytes": 5, "checksum": file_checksum(tmp_path / "place/files/one"),
                       "facts": {"length": 5}}  # fmt: skip
 
 
