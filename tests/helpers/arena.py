@@ -1,0 +1,202 @@
+"""Where a run is disturbed: its folder, its starts, and an undisturbed run to compare with."""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.helpers.launch import ForkedRun, Server, StartedRun, TorchrunRun
+from tests.helpers.small_job import CORPORA, JOB_FILE, RUN, SAVE_INTERVAL, STEPS, write_job
+from tests.helpers.verdicts import differences, last_step, own_messages, records, untidy
+
+PROCESSES = 2
+LIMIT_SECONDS = 120.0
+"""No start takes longer, however busy the machine."""
+ORPHAN_SECONDS = 45.0
+"""What is left of a run when its launcher has ended, ends by itself in this time."""
+MOST_STARTS = 3
+SAME_LAYOUT = ("--config", JOB_FILE)
+
+
+class Failed(AssertionError):
+    """What must not be."""
+
+
+class Skipped(Exception):
+    """This machine cannot do that; the text says why."""
+
+
+@dataclass
+class Reference:
+    """A run that nobody disturbed, and its folder as it was before it."""
+
+    folder: Path
+    fork_seconds: float
+    """From its start to its first step."""
+    torchrun_seconds: float
+
+
+def make_reference(server: Server, folder: Path, *, measured: bool) -> Reference:
+    """Run it, once; `measured` as in `small_job.write_job`."""
+    write_job(folder, measured=measured)
+    for implementation in ("forked", "torchrun"):
+        shutil.rmtree(folder / RUN, ignore_errors=True)
+        started = time.monotonic()
+        run = _start(server, folder, 0, implementation == "torchrun", PROCESSES, SAME_LAYOUT)
+        first_step = None
+        while run.poll() is None and first_step is None:
+            first_step = time.monotonic() - started if last_step(folder) else None
+            time.sleep(0.02)
+        status = run.wait(LIMIT_SECONDS)
+        if status != 0 or last_step(folder) != STEPS:
+            raise Failed(f"the reference run ended with {status}:\n{run.output}")
+        seconds = first_step or time.monotonic() - started
+        if implementation == "forked":
+            forked = seconds
+    return Reference(folder, forked, seconds)
+
+
+def _start(server: Server, folder: Path, number: int, torchrun: bool, num_processes: int,
+           arguments: Sequence[str]) -> StartedRun:  # fmt: skip
+    if torchrun:
+        return TorchrunRun(folder, number, num_processes, arguments)
+    return ForkedRun(server, folder, number, num_processes, arguments)
+
+
+@dataclass
+class Round:
+    """One disturbed run."""
+
+    server: Server
+    reference: Reference
+    folder: Path
+    random: random.Random
+    overrides: tuple[str, ...] = ()
+    """On the command line of every start of this round."""
+    moment: str = ""
+    """When the disturbance came, in words."""
+    starts: list[StartedRun] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+
+    def prepare(self, *, checkpoints: int | None = None) -> int:
+        """The reference's folder as a killed run may have left it; how many checkpoints that has.
+
+        Args:
+            checkpoints: as many or more; by default any number, with none in half of the rounds.
+        """
+        most = STEPS // SAVE_INTERVAL
+        if checkpoints is None:
+            number = self.random.choice([0, self.random.randint(1, most)])
+        else:
+            number = self.random.randint(checkpoints, most)
+        without_cache = self.random.random() < 0.25
+        ignore = shutil.ignore_patterns(".index_cache") if without_cache else None
+        shutil.copytree(self.reference.folder / CORPORA, self.folder / CORPORA, ignore=ignore)
+        shutil.copy2(self.reference.folder / JOB_FILE, self.folder / JOB_FILE)
+        if number:
+            self._copy_checkpoints(number)
+        return number
+
+    def _copy_checkpoints(self, number: int) -> None:
+        source, target = self.reference.folder / RUN, self.folder / RUN
+        target.mkdir(exist_ok=True)
+        steps = [SAVE_INTERVAL * (position + 1) for position in range(number)]
+        for step in steps:
+            shutil.copytree(source / f"step_{step:08d}", target / f"step_{step:08d}")
+        (target / "latest").write_text(f"step_{steps[-1]:08d}\n", encoding="utf-8")
+        logged = steps[-1] + self.random.randrange(SAVE_INTERVAL)
+        lines = [json.dumps(record) + "\n" for record in records(self.reference.folder) if record["step"] <= logged]
+        (target / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def start(self, *overrides: str, torchrun: bool = False, processes: int = PROCESSES) -> StartedRun:
+        """Start the run's command."""
+        arguments = [*SAME_LAYOUT, *self.overrides, *overrides]
+        run = _start(self.server, self.folder, len(self.starts), torchrun, processes, arguments)
+        self.starts.append(run)
+        self.commands.append(f"torchrun --nproc-per-node {processes} …/pretrain_llama3_synE.py {shlex.join(arguments)}")
+        return run
+
+    def wait_for_moment(self, run: StartedRun, *, start_up: float = 0.25) -> None:
+        """Wait for a random moment of the run: in its start-up (with this probability), or at one of its steps."""
+        first = last_step(self.folder)
+        limit = time.monotonic() + LIMIT_SECONDS
+        torchrun = isinstance(run, TorchrunRun)
+        if self.random.random() < start_up:
+            usual = self.reference.torchrun_seconds if torchrun else self.reference.fork_seconds
+            delay = self.random.uniform(0.0, usual)
+            self.moment = f"{delay:.2f} s after the start"
+        else:
+            step = self.random.randint(first + 1, max(STEPS - 1, first + 1))
+            delay = self.random.uniform(0.0, 0.1)
+            self.moment = f"{delay:.3f} s after step {step}"
+            while last_step(self.folder) < step and run.poll() is None and time.monotonic() < limit:
+                time.sleep(0.005)
+        deadline = time.monotonic() + delay
+        while time.monotonic() < deadline and run.poll() is None:
+            time.sleep(0.002)
+
+    def ended(self, run: StartedRun, *, seconds: float = LIMIT_SECONDS) -> int:
+        """Exit status of a start that has to end by itself in this time, tidily, and leave no process.
+
+        Raises:
+            Failed: it did not.
+        """
+        status = run.wait(seconds)
+        if status is None:
+            raise Failed(f"stuck: not ended after {seconds:.0f} s")
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while (left := run.survivors()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if left:
+            raise Failed(f"{len(left)} orphaned processes {ORPHAN_SECONDS:.0f} s after the end: {left}")
+        problems = untidy(run.output, forked=isinstance(run, ForkedRun))
+        if problems:
+            raise Failed(f"start {self.starts.index(run)}: {'; '.join(problems)}")
+        return status
+
+    def refusal(self, run: StartedRun, *causes: str) -> str:
+        """The one message with which a start has refused; it names one of the causes (any, where none are given).
+
+        Raises:
+            Failed: there is no such message.
+        """
+        messages = own_messages(run.output)
+        if len(messages) != 1 or (causes and not any(cause in run.output for cause in causes)):
+            raise Failed(f"start {self.starts.index(run)} ended without a word on {' or '.join(causes)}: {messages}")
+        return messages[0]
+
+    def finish(self, *overrides: str, processes: int = PROCESSES) -> StartedRun:
+        """Start again until the run has come to its end.
+
+        Raises:
+            Failed: it refuses, or does not come to an end.
+        """
+        for _ in range(MOST_STARTS):
+            run = self.start(*overrides, processes=processes)
+            status = self.ended(run)
+            if status != 0:
+                raise Failed(f"start {self.starts.index(run)}, undisturbed: status {status}: {run.output[-1500:]}")
+            if last_step(self.folder) >= STEPS or "train_steps" in overrides:
+                return run
+        raise Failed(f"not at its end after {MOST_STARTS} starts")
+
+    def compare(self, *, relative: float = 0.0) -> str:
+        """The verdict on a finished run.
+
+        Raises:
+            Failed: it is not the reference's.
+        """
+        found = differences(self.reference.folder, self.folder, relative=relative)
+        if found:
+            raise Failed(f"{len(found)} differences: " + "; ".join(found[:6]))
+        return "equal" if relative == 0.0 else f"equal to {relative:g}"
+
+    def clean_up(self) -> int:
+        """End whatever is left; how many processes that were."""
+        return sum(run.kill() for run in self.starts)
