@@ -63,7 +63,7 @@ class FileList:
         else:
             self._files = {name: ListedFile(size, None) for name, size in sizes.items()}
         for name in self._files:
-            if not name.isprintable() or Path(name).name != name:
+            if not name or not name.isprintable() or Path(name).name != name:
                 raise DamagedCheckpoint(f"{path}: files: {shorten(name)} is no file beside it; {_ADVICE}")
 
     def __getitem__(self, name: str) -> ListedFile:
