@@ -1,7 +1,8 @@
 """``{prefix}.json``, the sidecar of a corpus: what its ``.bin`` and ``.idx`` cannot say of themselves.
 
-``format_version``, ``fingerprint`` of the content of both, ``files`` (size, time and sampled hash, by which a file is known
-without being read), counts, ``dtype``, and ``tokenizer``: ``type``, ``name``, ``vocab_size``, ``eod_id``, ``fingerprint``.
+``format_version``, ``fingerprint`` of the content of both, ``files`` (size, time and sampled hash, by which a file is
+known without being read), counts, ``dtype``, and ``tokenizer``: ``type``, ``name``, ``vocab_size``, ``eod_id`` and
+``fingerprint``.
 """
 
 import logging
