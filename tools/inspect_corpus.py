@@ -1,4 +1,7 @@
-"""Show what a corpus holds: sizes, tokenizer, document lengths, annotations, and the text of single documents."""
+"""Show what a corpus holds: sizes, tokenizer, document lengths, annotations, and the text of single documents.
+
+tools/verify_corpus.py says whether it is sound.
+"""
 
 import argparse
 import sys
@@ -7,22 +10,22 @@ import numpy as np
 
 from megatron_synE.corpus.annotate import corpus_tokenizer
 from megatron_synE.corpus.annotations import NO_SCORE, Annotations
-from megatron_synE.corpus.indexed import IndexedCorpus, content_fingerprint
+from megatron_synE.corpus.indexed import IndexedCorpus
 
 
 def describe(corpus: IndexedCorpus) -> list[str]:
     """Sizes, tokenizer and the distribution of document lengths."""
     lengths = corpus.document_lengths()
     quantiles = [int(value) for value in np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1])] if len(lengths) else []
-    tokenizer = corpus.tokenizer
+    tokenizer = corpus.tokenizer or {}
+    name, kind, vocab_size = (tokenizer.get(field) for field in ("name", "type", "vocab_size"))
     return [
         f"documents    {corpus.num_documents:,} in {corpus.num_sequences:,} sequences",
         f"tokens       {corpus.num_tokens:,} as {corpus.dtype}",
         f"length       min/10%/median/90%/max: {' / '.join(f'{value:,}' for value in quantiles)} tokens",
         f"fingerprint  {corpus.fingerprint}",
-        f"tokenizer    {tokenizer['name']} ({tokenizer['type']}, {tokenizer['vocab_size']:,})" if tokenizer else
-        "tokenizer    not recorded",
-    ]  # fmt: skip
+        f"tokenizer    {name} ({kind}, {vocab_size})" if tokenizer else "tokenizer    not recorded",
+    ]
 
 
 def describe_annotations(corpus: IndexedCorpus) -> list[str]:
@@ -48,14 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("prefix", nargs="+", help="corpora, without .bin/.idx")
     parser.add_argument("--document", type=int, action="append", default=[], help="print the text of this document")
     parser.add_argument("--tokenizer-model", help="where the corpus's tokenizer lies now, if it moved")
-    parser.add_argument("--verify", action="store_true", help="hash the files and compare with the sidecar")
     arguments = parser.parse_args(argv)
     try:
         for prefix in arguments.prefix:
             corpus = IndexedCorpus(prefix)
             print("\n".join([prefix, *describe(corpus), *describe_annotations(corpus)]))
-            if arguments.verify and content_fingerprint(prefix) != corpus.fingerprint:
-                raise ValueError(f"{prefix}.json: the fingerprint recorded is not that of the files")
             if arguments.document:
                 tokenizer = corpus_tokenizer(prefix, arguments.tokenizer_model)
                 for number in arguments.document:

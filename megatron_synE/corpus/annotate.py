@@ -100,7 +100,7 @@ def corpus_tokenizer(prefix: str | Path, tokenizer_model: str | None = None) -> 
         ValueError: the sidecar names none, it is not there any more, or the one given is another.
     """
     recorded = IndexedCorpus(prefix).tokenizer
-    if recorded is None:
+    if recorded is None or not recorded.keys() >= {"type", "name", "fingerprint"}:
         if tokenizer_model is None:
             raise ValueError(f"{prefix}.json: does not say which tokenizer made the corpus; give --tokenizer-model")
         return build_tokenizer("auto", tokenizer_model)

@@ -14,19 +14,24 @@ import json
 import os
 import re
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
+from megatron_synE.config.json_fields import JsonFields
 from megatron_synE.corpus.indexed import IndexedCorpus, write_json_atomically
 
 SCHEMA_VERSION = 1
 NO_LABEL = -1
 NO_SCORE = -1.0
 DTYPES: dict[str, np.dtype[Any]] = {"topic": np.dtype(np.int16), "perplexity": np.dtype(np.float32)}
+NPY_START, NPY_MAGIC = struct.Struct("<8sH"), b"\x93NUMPY\x01\x00"
+NPY_HEADER = re.compile(rb"{'descr': '([<>|][iuf][1248])', 'fortran_order': False, 'shape': \(([0-9]{1,15}),\), } *\n")
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -55,21 +60,21 @@ class Annotations:
         path = _paths(self.prefix, name)[1]
         remedy = f"run tools/annotate_corpus.py {name} on {self.prefix}"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            fields = JsonFields.of_file(path, f"{remedy} again")
         except FileNotFoundError:
             raise ValueError(f"{path}: the corpus has no annotation {name!r}; {remedy}") from None
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read ({error}); {remedy} again") from error
-        content = content if isinstance(content, dict) else {}
-        if (content.get("schema_version"), content.get("name")) != (SCHEMA_VERSION, name):
-            raise ValueError(f"{path}: no annotation {name!r} of schema {SCHEMA_VERSION}; {remedy} again")
-        expected, found = self.corpus.fingerprint, content.get("fingerprint")
+        fields.integer("schema_version", SCHEMA_VERSION, SCHEMA_VERSION)
+        if fields.text("name") != name:
+            raise fields.wrong("name", f"is {fields.text('name')!r}, not {name!r}")
+        expected, found = self.corpus.fingerprint, fields.text("fingerprint")
         if found != expected:
-            raise ValueError(
-                f"{path}: field fingerprint is {found}, but the corpus has {expected}: "
-                f"the annotation belongs to other content; {remedy} again"
-            )
-        return content
+            raise fields.wrong("fingerprint", f"is {found}, but the corpus has {expected}: it belongs to other content")
+        fields.text("dtype")
+        if name == "topic" or fields.has("names"):
+            fields.texts("names")
+        if fields.has("checksum"):
+            fields.text("checksum")
+        return fields.content
 
     def get(self, name: str) -> np.memmap[Any, Any]:
         """The values of annotation ``name``, [D], read-only: ``topic`` int16, ``perplexity`` float32.
@@ -79,22 +84,22 @@ class Annotations:
                 cannot be (a NaN perplexity, a topic without a name); the message names the file and the document.
         """
         info, path = self.info(name), _paths(self.prefix, name)[0]
-        try:
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read ({error}); annotate the corpus again") from error
-        if values.shape != (self.corpus.num_documents,) or values.dtype.name != info.get("dtype"):
+        values = open_values(path)
+        dtype = DTYPES[name].name if name in DTYPES else info["dtype"]
+        if values.shape != (self.corpus.num_documents,) or values.dtype.name != dtype or not values.dtype.isnative:
             raise ValueError(
-                f"{path}: holds {values.dtype.name}{list(values.shape)}, expected {info.get('dtype')}"
-                f"[{self.corpus.num_documents}]; annotate the corpus again"
+                f"{path}: holds {values.dtype.name}{list(values.shape)}, expected "
+                f"{dtype}[{self.corpus.num_documents}]; annotate the corpus again"
             )
-        check_values(name, values, path, num_names=len(info.get("names", [])))
+        check_values(name, values, path, num_names=len(info.get("names") or []))
+        if info.get("checksum") not in (None, values_checksum(values)):
+            raise ValueError(f"{path}: damaged: not the values that were written; restore it, or annotate again")
         return values
 
     @property
     def topic_names(self) -> list[str]:
         """The names that the numbers of ``topic`` stand for."""
-        return [str(name) for name in self.info("topic")["names"]]
+        return list(self.info("topic")["names"])
 
 
 class AnnotationWriter:
@@ -249,6 +254,7 @@ def write_annotation(
         "name": name,
         "dtype": values.dtype.name,
         "num_documents": len(values),
+        "checksum": values_checksum(values),
         "fingerprint": fingerprint,
         "annotator": annotator,
         **(extra or {}),
@@ -265,6 +271,33 @@ def write_labels(
 ) -> None:
     """Write the annotation ``topic``: numbers [D] are indices into ``names``."""
     write_annotation(prefix, "topic", numbers, fingerprint, annotator, {"names": list(names)})
+
+
+def open_values(path: Path) -> np.memmap[Any, Any]:
+    """Map the array of a ``.npy``, read-only. numpy's own reader lets any Python literal be a header.
+
+    Raises:
+        ValueError: it is not one array of numbers in one dimension; the message names the file.
+    """
+    remedy = "annotate the corpus again"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(NPY_START.size)
+            magic, num_bytes = NPY_START.unpack(start) if len(start) == NPY_START.size else (b"", 0)
+            header = NPY_HEADER.fullmatch(file.read(num_bytes)) if magic == NPY_MAGIC else None
+            if header is None:
+                raise ValueError(f"{path}: cannot be read (not a .npy file of numbers in one dimension); {remedy}")
+            dtype, length, offset = np.dtype(header[1].decode()), int(header[2]), NPY_START.size + num_bytes
+            if not 0 < length * dtype.itemsize == os.fstat(file.fileno()).st_size - offset:
+                raise ValueError(f"{path}: cannot be read (truncated, or too long for its {length} values); {remedy}")
+            return np.memmap(file, dtype, mode="r", offset=offset, shape=(length,))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
+
+
+def values_checksum(values: npt.NDArray[Any]) -> str:
+    """xxh3_128 of an annotation's values, in hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
 
 
 def check_values(
@@ -299,7 +332,7 @@ def check_values(
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -11,9 +11,10 @@ import fcntl
 import glob
 import hashlib
 import json
+import logging
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,10 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from megatron_synE.corpus.sidecar import SIDECAR_FORMAT_VERSION, read_sidecar
 from megatron_synE.corpus.watched_file import WatchedFile
+
+logger = logging.getLogger(__name__)
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -39,7 +43,6 @@ CODE_OF_DTYPE = {np.dtype(dtype): code for code, dtype in DTYPE_OF_CODE.items()}
 UINT16_VOCAB_LIMIT = 65_500
 """Below this vocabulary size Megatron stores tokens as uint16, from it on as int32."""
 
-SIDECAR_FORMAT_VERSION = 1
 HASH_BLOCK_BYTES = 16 << 20
 SYNC_BYTES = 32 << 20
 """A writer brings what it has written safely to disk whenever it is so much."""
@@ -161,21 +164,22 @@ class IndexedCorpus:
         otherwise the files are hashed, and a sidecar that turns out to be right (the corpus was copied) is brought up
         to date.
         """
-        path = Path(f"{self.prefix}.json")
-        recorded = _read_json(path)
+        recorded = read_sidecar(self.prefix)
         found = {"bin": self._bin_file.identity, "idx": self._idx_file.identity}
-        files = recorded.get("files") if recorded is not None else None
+        files = recorded["files"] if recorded is not None else None
         if recorded is not None and files == found:
             return recorded
         # Sidecars of earlier versions have no samples.
         if recorded is None or files != {kind: _without(identity, "sample") for kind, identity in found.items()}:
             fingerprint = content_fingerprint(self.prefix)
             self.check_unchanged()
-            if recorded is None or recorded.get("fingerprint") != fingerprint:
+            if recorded is None or recorded["fingerprint"] != fingerprint:
+                if recorded is not None:
+                    logger.warning("%s.json: describes other content than its .bin and .idx hold; ignored", self.prefix)
                 return {"format_version": SIDECAR_FORMAT_VERSION, "fingerprint": fingerprint}
         recorded["files"] = found
         with contextlib.suppress(OSError):  # a read-only corpus is hashed at each opening, and works
-            write_json_atomically(path, recorded)
+            write_json_atomically(Path(f"{self.prefix}.json"), recorded)
         return recorded
 
     def check_unchanged(self) -> None:
@@ -334,14 +338,21 @@ def _running_starts(lengths: Iterable[npt.NDArray[np.int32]], itemsize: int) -> 
         start = int(ends[-1]) if len(ends) else start
 
 
-def content_fingerprint(prefix: str | Path) -> str:
-    """Hash the content of ``{prefix}.bin`` and ``{prefix}.idx`` (about 1.5 GB/s)."""
+def content_fingerprint(prefix: str | Path, on_bin_block: Callable[[bytes], None] = lambda block: None) -> str:
+    """Hash the content of ``{prefix}.bin`` and ``{prefix}.idx`` (about 1.5 GB/s).
+
+    Args:
+        prefix: of the corpus.
+        on_bin_block: is given the ``.bin`` block by block, each but the last of ``HASH_BLOCK_BYTES``.
+    """
     digests = []
     for kind in ("bin", "idx"):
         digest = hashlib.sha256()
         with open(f"{prefix}.{kind}", "rb") as file:
             while block := file.read(HASH_BLOCK_BYTES):
                 digest.update(block)
+                if kind == "bin":
+                    on_bin_block(block)
         digests.append(digest.hexdigest())
     return _combine(*digests)
 
@@ -359,14 +370,6 @@ def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
 
 def _combine(bin_digest: str, idx_digest: str) -> str:
     return hashlib.sha256(f"{bin_digest} {idx_digest}".encode()).hexdigest()[:32]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _file_identity(path: Path) -> dict[str, Any]:

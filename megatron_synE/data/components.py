@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from megatron_synE.config.data import Order, SourceConfig
-from megatron_synE.corpus.annotations import NO_LABEL, Annotations
+from megatron_synE.corpus.annotations import NO_LABEL, Annotations, values_checksum
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data import native
 from megatron_synE.data.cache import Arrays, IndexCache, digest
@@ -187,13 +186,13 @@ class Source:
     def _read_annotation(self, name: str) -> np.ndarray:
         values = self.annotations.get(name)
         native.watch(values, Path(f"{self.config.prefix}.{name}.npy"))
-        self._annotations_read[name] = values, xxhash.xxh3_128_hexdigest(values.data)
+        self._annotations_read[name] = values, values_checksum(values)
         return np.asarray(values)
 
     def check_annotations(self) -> None:
         """ValueError when an annotation that was read is not what it was."""
         for name, (values, checksum) in self._annotations_read.items():
-            if xxhash.xxh3_128_hexdigest(values.data) != checksum:
+            if values_checksum(values) != checksum:
                 raise ValueError(
                     f"{self.config.prefix}.{name}.npy: changed while it was being read; restore what was opened, or "
                     "name a copy of the corpus under another prefix, with the new annotation, as a further source"

@@ -73,7 +73,7 @@ def test_parts_of_other_content_are_not_taken_over(prefix: Path) -> None:
 def test_a_stale_annotation_is_refused(prefix: Path) -> None:
     annotate(prefix)
     write_corpus(prefix, NUM_DOCUMENTS + 1)
-    with pytest.raises(ValueError, match=r"c\.perplexity\.json: field fingerprint .* other content"):
+    with pytest.raises(ValueError, match=r"c\.perplexity\.json: fingerprint is .* other content"):
         Annotations(prefix).get("perplexity")
 
 
