@@ -132,7 +132,7 @@ def print_row(preset: str, scale: int, row: dict[str, float]) -> None:
     """One scale."""
     bound_bytes = 2 * row["shard"] + ALLOWANCE_BYTES
     print(f"{preset} / {scale:2d}: {row['model'] / 1e6:6.0f} MB in {row['shards']:.0f} shards up to "
-          f"{row['shard'] / 1e6:4.0f} MB; peak of import {row['import'] / 1e6:5.0f} MB ({row['import_seconds']:.0f} s), "
+          f"{row['shard'] / 1e6:.0f} MB; peak of import {row['import'] / 1e6:5.0f} MB ({row['import_seconds']:.0f} s), "
           f"of export {row['export'] / 1e6:5.0f} MB ({row['export_seconds']:.0f} s); bound {bound_bytes / 1e6:5.0f} MB",
           flush=True)  # fmt: skip
 

@@ -21,12 +21,14 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_synE.checkpoint import files, layout
 from megatron_synE.checkpoint.contents import FORMAT
+from megatron_synE.checkpoint.hf.mapping import Parameter, parameters, stored_shape
 from megatron_synE.checkpoint.index import Chunk, StoredTensor
 from megatron_synE.checkpoint.lazy_tensor import LazyTensor
 from megatron_synE.checkpoint.sharded import own_version
 from megatron_synE.checkpoint.state import FORMAT_VERSION
 from megatron_synE.checkpoint.torch_dist import metadata_of
 from megatron_synE.checkpoint.unfinished import ChecksummedFile, UnfinishedDirectory, unfinished_directory
+from megatron_synE.checkpoint.whole_tensors import WholeTensors
 from megatron_synE.config.model import LlamaArchitecture
 
 CHUNK_BYTES = 2**26
@@ -80,6 +82,17 @@ def write_whole(
         shutil.rmtree(temporary, ignore_errors=True)  # what a killed save left
         unfinished.rename(temporary)
         return layout.publish(root, step)
+
+
+def model_tensors(checkpoint: Path, architecture: LlamaArchitecture) -> list[LazyTensor]:
+    """The model's parameters in a checkpoint, without padding rows and without what belongs to the optimizer."""
+    stored = WholeTensors(checkpoint)
+
+    def parameter_of(parameter: Parameter) -> LazyTensor:
+        shape, key = stored_shape(parameter, architecture), parameter.name
+        return LazyTensor(key, shape, stored.dtype(key), lambda: stored.read(key)[: shape[0]])
+
+    return [parameter_of(parameter) for parameter in parameters(architecture)]
 
 
 def _by_file(tensors: Iterable[LazyTensor]) -> Iterator[list[LazyTensor]]:

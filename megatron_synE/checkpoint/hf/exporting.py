@@ -67,7 +67,7 @@ def export_to_hf(
     stored = WholeTensors(checkpoint)
     shards = list(shards_of(hf_tensors(stored, architecture, dtype), max_shard_size_bytes))
     needed_bytes = sum(tensor.size_bytes for shard in shards for tensor in shard)
-    identity = {**_identity_of(stored.directory), "dtype": str(dtype), "max_shard_size_bytes": max_shard_size_bytes}
+    identity = {**identity_of(stored.directory), "dtype": str(dtype), "max_shard_size_bytes": max_shard_size_bytes}
     with unfinished_directory(target.with_name(f".{target.name}.unfinished"), identity, needed_bytes) as unfinished:
         _write_weights(unfinished, shards)
         directory = unfinished.directory
@@ -144,7 +144,7 @@ def shards_of(tensors: Iterable[LazyTensor], limit_bytes: int) -> Iterator[list[
     yield shard
 
 
-def _identity_of(checkpoint: Path) -> dict[str, Any]:
+def identity_of(checkpoint: Path) -> dict[str, Any]:
     """JSON that changes when the checkpoint's content does: files.json has the checksum of every file."""
     return {"directory": str(checkpoint.resolve()), "files": file_checksum(checkpoint / FILES_FILE)}
 

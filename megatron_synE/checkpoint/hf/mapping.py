@@ -25,6 +25,9 @@ import torch
 
 from megatron_synE.config.model import LlamaArchitecture
 
+VOCABULARY_NAMES = ("embedding.word_embeddings.weight", "output_layer.weight")
+"""Parameters with a row for each id; the second is missing where embeddings are tied."""
+
 Packing = Literal["plain", "vocabulary", "qkv", "gate_up"]
 
 
@@ -43,12 +46,12 @@ class Parameter:
 
 def parameters(architecture: LlamaArchitecture) -> Iterator[Parameter]:
     """All parameters, in the order in which a forward pass uses them."""
-    yield Parameter("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), "vocabulary", 0)
+    yield Parameter(VOCABULARY_NAMES[0], ("model.embed_tokens.weight",), "vocabulary", 0)
     for layer in range(architecture.num_layers):
         yield from _layer(f"decoder.layers.{layer}", f"model.layers.{layer}")
     yield Parameter("decoder.final_layernorm.weight", ("model.norm.weight",), "plain", None)
     if not architecture.tie_word_embeddings:
-        yield Parameter("output_layer.weight", ("lm_head.weight",), "vocabulary", 0)
+        yield Parameter(VOCABULARY_NAMES[1], ("lm_head.weight",), "vocabulary", 0)
 
 
 def _layer(own: str, hf: str) -> Iterator[Parameter]:
