@@ -178,7 +178,7 @@ class Round:
         Raises:
             Failed: there is no such message.
         """
-        messages = own_messages(run.output)
+        messages = sorted(set(own_messages(run.output)))
         if len(messages) != 1 or (causes and not any(cause in run.output for cause in causes)):
             raise Failed(f"start {self.starts.index(run)} ended without a word on {' or '.join(causes)}: {messages}")
         return messages[0]

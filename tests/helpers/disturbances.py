@@ -263,7 +263,7 @@ def batch_size(play: Round) -> str:
     run = play.start("--training.global_batch_size", str(size))
     if (status := play.ended(run)) != 0:
         raise Failed(f"status {status}: {run.output[-1500:]}")
-    found = unread_or_repeated(play.folder)
+    found = unread_or_repeated(play.folder, size)
     if found:
         raise Failed("; ".join(found))
     return "each sample once"
