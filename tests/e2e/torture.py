@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,16 +83,17 @@ def deck(seed: int, kinds: Sequence[str], rounds: int) -> list[str]:
     return found[:rounds]
 
 
-def play(arena: Arena, number: int, kind: str) -> Outcome:
-    """One round."""
-    folder = arena.folder / f"round_{number:03d}_{kind}"
+def play(arena: Arena, number: int, kind: str, disturb: Callable[[Round], str] | None = None) -> Outcome:
+    """One round; `disturb` is by default the kind's own."""
+    disturb = disturb or KINDS[kind]
+    folder = arena.folder / f"round_{number:03d}_{kind.replace(' ', '_')}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     reference = arena.unmeasured if kind in UNMEASURED else arena.measured
     this = Round(arena.server, reference, folder, random.Random(f"{arena.seed} {number} {kind}"))
     started = time.monotonic()
     try:
-        verdict, result = KINDS[kind](this), "held"
+        verdict, result = disturb(this), "held"
     except Skipped as reason:
         verdict, result = str(reason), "skipped"
     except Failed as reason:

@@ -7,9 +7,10 @@ import random
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from tests.helpers.launch import ForkedRun, Server, StartedRun, TorchrunRun
 from tests.helpers.small_job import CORPORA, JOB_FILE, RUN, SAVE_INTERVAL, STEPS, write_job
@@ -21,6 +22,8 @@ LIMIT_SECONDS = 120.0
 ORPHAN_SECONDS = 45.0
 """What is left of a run when its launcher has ended, ends by itself in this time."""
 MOST_STARTS = 3
+Phase = Literal["start-up", "training", "evaluation", "saving"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 SAME_LAYOUT = ("--config", JOB_FILE)
 
 
@@ -37,29 +40,28 @@ class Reference:
     """A run that nobody disturbed, and its folder as it was before it."""
 
     folder: Path
-    fork_seconds: float
-    """From its start to its first step."""
     torchrun_seconds: float
+    """From its start to its first step."""
+    fork_seconds: float
+    """The same for a forked one."""
 
 
 def make_reference(server: Server, folder: Path, *, measured: bool) -> Reference:
-    """Run it, once; `measured` as in `small_job.write_job`."""
+    """Run it twice, forked and by torchrun; `measured` as in `small_job.write_job`."""
+    shutil.rmtree(folder, ignore_errors=True)
     write_job(folder, measured=measured)
-    for implementation in ("forked", "torchrun"):
+    seconds = []
+    for torchrun in (True, False):
         shutil.rmtree(folder / RUN, ignore_errors=True)
         started = time.monotonic()
-        run = _start(server, folder, 0, implementation == "torchrun", PROCESSES, SAME_LAYOUT)
-        first_step = None
-        while run.poll() is None and first_step is None:
-            first_step = time.monotonic() - started if last_step(folder) else None
-            time.sleep(0.02)
+        run = _start(server, folder, 0, torchrun, PROCESSES, SAME_LAYOUT)
+        while not last_step(folder) and run.poll() is None:
+            time.sleep(0.01)
+        seconds.append(time.monotonic() - started)
         status = run.wait(LIMIT_SECONDS)
         if status != 0 or last_step(folder) != STEPS:
             raise Failed(f"the reference run ended with {status}:\n{run.output}")
-        seconds = first_step or time.monotonic() - started
-        if implementation == "forked":
-            forked = seconds
-    return Reference(folder, forked, seconds)
+    return Reference(folder, torchrun_seconds=seconds[0], fork_seconds=seconds[1])
 
 
 def _start(server: Server, folder: Path, number: int, torchrun: bool, num_processes: int,
@@ -122,23 +124,33 @@ class Round:
         self.commands.append(f"torchrun --nproc-per-node {processes} …/pretrain_llama3_synE.py {shlex.join(arguments)}")
         return run
 
-    def wait_for_moment(self, run: StartedRun, *, start_up: float = 0.25) -> None:
-        """Wait for a random moment of the run: in its start-up (with this probability), or at one of its steps."""
-        first = last_step(self.folder)
-        limit = time.monotonic() + LIMIT_SECONDS
-        torchrun = isinstance(run, TorchrunRun)
-        if self.random.random() < start_up:
-            usual = self.reference.torchrun_seconds if torchrun else self.reference.fork_seconds
+    def wait_for_moment(self, run: StartedRun, phase: Phase | None = None) -> None:
+        """Wait for a random moment of the run: in this phase, by default in any."""
+        phase = phase or self.random.choice(PHASES)
+        if phase == "start-up":
+            usual = self.reference.torchrun_seconds if run.agent else self.reference.fork_seconds
             delay = self.random.uniform(0.0, usual)
             self.moment = f"{delay:.2f} s after the start"
-        else:
-            step = self.random.randint(first + 1, max(STEPS - 1, first + 1))
+        elif phase == "saving":
             delay = self.random.uniform(0.0, 0.1)
+            self.moment = f"{delay:.3f} s after a save's begin"
+            self._wait_until(run, lambda: any((self.folder / RUN).glob(".step_*.tmp")))
+        else:
+            # An evaluation follows at once on these steps; the last step has nothing to lose any more.
+            later = range(last_step(self.folder) + 1, STEPS)
+            steps = [step for step in later if phase != "evaluation" or step % 4 == 0 or step % 5 == 0]
+            step = self.random.choice(steps or [STEPS])
+            delay = self.random.uniform(0.0, 0.1 if phase == "training" else 0.03)
             self.moment = f"{delay:.3f} s after step {step}"
-            while last_step(self.folder) < step and run.poll() is None and time.monotonic() < limit:
-                time.sleep(0.005)
+            self._wait_until(run, lambda: last_step(self.folder) >= step)
         deadline = time.monotonic() + delay
-        while time.monotonic() < deadline and run.poll() is None:
+        self._wait_until(run, lambda: time.monotonic() > deadline)
+
+    @staticmethod
+    def _wait_until(run: StartedRun, condition: Callable[[], bool]) -> None:
+        """Or until the run has ended."""
+        limit = time.monotonic() + LIMIT_SECONDS
+        while not condition() and run.poll() is None and time.monotonic() < limit:
             time.sleep(0.002)
 
     def ended(self, run: StartedRun, *, seconds: float = LIMIT_SECONDS) -> int:
@@ -166,7 +178,7 @@ class Round:
         Raises:
             Failed: there is no such message.
         """
-        messages = own_messages(run.output)
+        messages = sorted(set(own_messages(run.output)))
         if len(messages) != 1 or (causes and not any(cause in run.output for cause in causes)):
             raise Failed(f"start {self.starts.index(run)} ended without a word on {' or '.join(causes)}: {messages}")
         return messages[0]
@@ -182,7 +194,7 @@ class Round:
             status = self.ended(run)
             if status != 0:
                 raise Failed(f"start {self.starts.index(run)}, undisturbed: status {status}: {run.output[-1500:]}")
-            if last_step(self.folder) >= STEPS or "train_steps" in overrides:
+            if last_step(self.folder) >= STEPS:
                 return run
         raise Failed(f"not at its end after {MOST_STARTS} starts")
 

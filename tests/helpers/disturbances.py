@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.helpers.arena import Failed, Round, Skipped
+from tests.helpers.arena import Failed, Phase, Round, Skipped
 from tests.helpers.launch import StartedRun
 from tests.helpers.small_job import CORPORA, RUN, STEPS
 from tests.helpers.verdicts import last_step, own_messages, unread_or_repeated
@@ -22,6 +22,7 @@ from tests.helpers.verdicts import last_step, own_messages, unread_or_repeated
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 HANG_TIMEOUT_MINUTES = 0.1
 HANG_LIMIT_SECONDS = 60 * HANG_TIMEOUT_MINUTES + 40
+SECOND_START_SECONDS = 30.0
 LAYOUT_TOLERANCE = 1e-5
 TP = "--parallel.tensor_model_parallel_size"
 PP = "--parallel.pipeline_model_parallel_size"
@@ -69,47 +70,50 @@ def kill_agent(play: Round) -> str:
     return play.compare()
 
 
-def signal_rank(play: Round) -> str:
+def signal_rank(play: Round, phase: Phase | None = None, number: signal.Signals | None = None) -> str:
     """SIGTERM, SIGINT or SIGUSR1 to one process."""
     play.prepare()
     run = play.start()
-    play.wait_for_moment(run)
-    number = play.random.choice(STOP_SIGNALS)
-    send(number, victims=one_of(play, run))
-    return stopped(play, run, number, statuses=(0,))
+    play.wait_for_moment(run, phase)
+    return stopped(play, run, number, lambda: one_of(play, run))
 
 
-def signal_agent(play: Round) -> str:
+def signal_agent(play: Round, phase: Phase | None = None, number: signal.Signals | None = None) -> str:
     """The same to torchrun."""
     play.prepare()
     run = play.start(torchrun=True)
-    play.wait_for_moment(run)
-    number = play.random.choice(STOP_SIGNALS)
-    send(number, victims=agent_of(run))
-    return stopped(play, run, number, statuses=(0, 1, -number))
+    play.wait_for_moment(run, phase)
+    return stopped(play, run, number, lambda: agent_of(run))
 
 
-def signal_group(play: Round) -> str:
+def signal_group(play: Round, phase: Phase | None = None, number: signal.Signals | None = None) -> str:
     """The same to torchrun and to all processes, as a terminal's Ctrl-C or Slurm's scancel."""
     play.prepare()
     run = play.start(torchrun=True)
-    play.wait_for_moment(run)
-    number = play.random.choice(STOP_SIGNALS)
-    send(number, victims=[*agent_of(run), *run.ranks().values()])
-    return stopped(play, run, number, statuses=(0, 1, -number))
+    play.wait_for_moment(run, phase)
+    return stopped(play, run, number, lambda: [*agent_of(run), *run.ranks().values()])
 
 
-def stopped(play: Round, run: StartedRun, number: signal.Signals, statuses: tuple[int, ...]) -> str:
-    """The proper end of a run that was told to stop, and the rest of it."""
+def stopped(
+    play: Round, run: StartedRun, number: signal.Signals | None, victims: Callable[[], list[int]]
+) -> str:
+    """The signal, the proper end of the run (see the head of pretrain_llama3_synE.py), and the rest of it."""
+    number = number or play.random.choice(STOP_SIGNALS)
     play.moment += f", {number.name}"
-    reached = last_step(play.folder)
+    before = last_step(play.folder)
+    targets = victims()
+    send(number, targets)
     status = play.ended(run)
-    if status not in statuses and own_messages(run.output):
-        raise Failed(f"status {status} after {number.name}, expected one of {statuses}")
-    newest = max((int(path.name[5:]) for path in (play.folder / RUN).glob("step_*")), default=0)
-    logged = last_step(play.folder)
-    if own_messages(run.output) and reached and status == 0 and newest < logged:
-        raise Failed(f"step {logged} was done and only step {newest} is saved")
+    messages, logged = own_messages(run.output), last_step(play.folder)
+    saved = max((int(path.name[5:]) for path in (play.folder / RUN).glob("step_*")), default=0)
+    if run.agent is None and any("after this step" in message for message in messages) and status != 0:
+        raise Failed(f"status {status} after {number.name}, expected 0")
+    if status not in (0, 1, -number):
+        raise Failed(f"status {status} after {number.name}")
+    if any("after this step" in message for message in messages) and saved < logged:
+        raise Failed(f"step {logged} was done, but {saved} is the last one saved")
+    if targets and not messages and saved < STEPS and logged > before:
+        raise Failed(f"ended at step {logged} without a word")
     play.finish()
     return play.compare()
 
@@ -137,7 +141,7 @@ def disk_full(play: Round) -> str:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size_kib: int) -> Iterator[Callable[[], None]]:
+def small_disk(folder: Path, size_kib: int) -> Iterator[Callable[[], object]]:
     """A tmpfs of so many KiB at `folder`; what it gives makes it large.
 
     Raises:
@@ -147,7 +151,7 @@ def small_disk(folder: Path, size_kib: int) -> Iterator[Callable[[], None]]:
     if not mounted("-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", str(folder)):
         raise Skipped("a full disk needs the right to mount a tmpfs")
     try:
-        yield lambda: None if mounted("-o", "remount,size=1g", str(folder)) else None
+        yield lambda: mounted("-o", "remount,size=1g", str(folder))
     finally:
         kept = folder.with_name("kept")
         shutil.copytree(folder, kept, dirs_exist_ok=True)
@@ -207,7 +211,7 @@ def stop_rank(play: Round) -> str:
     play.overrides = ("--parallel.hang_timeout_minutes", str(HANG_TIMEOUT_MINUTES))
     play.prepare()
     run = play.start()
-    play.wait_for_moment(run, start_up=0.0)
+    play.wait_for_moment(run, "training")
     ranks = {pid: rank for rank, pid in run.ranks().items()}
     victims = one_of(play, run)
     send(signal.SIGSTOP, victims)
@@ -220,31 +224,34 @@ def stop_rank(play: Round) -> str:
 
 
 def second_start(play: Round) -> str:
-    """The same command once more while the first runs."""
+    """The same command once more while the first runs, or stands still for a while."""
     play.prepare()
     first = play.start()
-    play.wait_for_moment(first)
-    alive = first.poll() is None
+    play.wait_for_moment(first, "training")
+    frozen = list(first.ranks().values()) if play.random.random() < 0.7 else []
+    play.moment += ", while the first stands still" if frozen else ""
+    send(signal.SIGSTOP, frozen)
     second = play.start()
+    if frozen:
+        second.wait(SECOND_START_SECONDS)
+        send(signal.SIGCONT, frozen)
     statuses = [play.ended(run) for run in (first, second)]
-    if statuses == [0, 0] and alive:
-        # The second found the lock free: it began when the first had ended, and had nothing left to do.
-        alive = "resuming after step" not in second.output
-    if 0 not in statuses or (alive and 0 in statuses and all(status == 0 for status in statuses)):
-        raise Failed(f"statuses {statuses}: one has to go on and one to refuse")
-    for run, status in zip((first, second), statuses, strict=True):
-        if status:
-            play.refusal(run, ".run.lock", "in use", "pid")
-    if last_step(play.folder) < STEPS:
-        play.finish()
-    return play.compare()
+    refused = [run for run, status in zip((first, second), statuses, strict=True) if status]
+    if len(refused) == 2:
+        raise Failed(f"both have refused: {own_messages(first.output + second.output)}")
+    for run in refused:
+        play.refusal(run, "pid")
+    if not refused and not any(f"resuming after step {STEPS}" in run.output for run in (first, second)):
+        raise Failed("both have trained")
+    play.finish()
+    return f"one refused, {play.compare()}" if refused else f"one waited, {play.compare()}"
 
 
 def batch_size(play: Round) -> str:
     """Another global batch size from a resume on."""
     play.prepare()
     run = play.start()
-    play.wait_for_moment(run, start_up=0.0)
+    play.wait_for_moment(run, "training")
     send(signal.SIGKILL, victims=list(run.ranks().values()))
     play.ended(run)
     for _ in range(2):
@@ -256,7 +263,7 @@ def batch_size(play: Round) -> str:
     run = play.start("--training.global_batch_size", str(size))
     if (status := play.ended(run)) != 0:
         raise Failed(f"status {status}: {run.output[-1500:]}")
-    found = unread_or_repeated(play.folder)
+    found = unread_or_repeated(play.folder, size)
     if found:
         raise Failed("; ".join(found))
     return "each sample once"
@@ -266,7 +273,7 @@ def layout(play: Round) -> str:
     """Another layout, and another number of processes, from a resume on."""
     play.prepare()
     run = play.start()
-    play.wait_for_moment(run, start_up=0.0)
+    play.wait_for_moment(run, "training")
     send(signal.SIGKILL, victims=list(run.ranks().values()))
     play.ended(run)
     name = play.random.choice(sorted(LAYOUTS))

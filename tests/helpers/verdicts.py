@@ -84,8 +84,9 @@ def left_over(folder: Path) -> list[str]:
     return [f"{path.relative_to(folder)}: left behind" for path in found]
 
 
-def unread_or_repeated(folder: Path) -> list[str]:
-    """Where the finished run in `folder` did not read the samples one after the other, each once."""
+def unread_or_repeated(folder: Path, batch_size: int) -> list[str]:
+    """Where the run in `folder`, finished at this batch size, did not read the samples one after the other, each once.
+    """
     found, consumed = doubled(folder), 0
     steps = sorted((record for record in records(folder) if record["kind"] == "step"), key=lambda r: r["step"])
     if [record["step"] for record in steps] != list(range(1, len(steps) + 1)):
@@ -98,7 +99,7 @@ def unread_or_repeated(folder: Path) -> list[str]:
     stream, trajectory = _stream_and_trajectory(folder)
     if trajectory.samples_of_steps(0, trajectory.step) != [range(consumed)]:
         found.append(f"the ledger has {trajectory.samples_of_steps(0, trajectory.step)}, not samples 0 to {consumed}")
-    if stream.num_samples - consumed >= steps[-1]["global_batch_size"]:
+    if stream.num_samples - consumed >= batch_size:
         found.append(f"{stream.num_samples - consumed} samples at the end were not read")
     return found + left_over(folder)
 
@@ -150,12 +151,15 @@ def own_messages(output: str) -> list[str]:
 
 
 def untidy(output: str, *, forked: bool) -> list[str]:
-    """Tracebacks of ours, the last words of a process that crashed, and more than one message."""
+    """Tracebacks of ours, the last words of a process that crashed, and more than one message.
+
+    What a file lacks all processes find; they wait some seconds for the first to tell it, too few on a busy machine.
+    """
     found = []
     if OWN_FRAME.search(output) or (forked and "Traceback" in output):
         found.append("a traceback")
     found += [words for words in WORDS_OF_NO_ONE if words in output]
-    messages = own_messages(output)
+    messages = set(own_messages(output))
     if len(messages) > 1:
-        found.append(f"{len(messages)} messages: {messages}")
+        found.append(f"{len(messages)} messages: {sorted(messages)}")
     return found
