@@ -16,7 +16,7 @@ from megatron_synE.checkpoint import (
     resume_candidates,
     resume_notes,
 )
-from megatron_synE.checkpoint.layout import read_architecture
+from megatron_synE.checkpoint.layout import check_place, read_architecture
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.corpus.indexed import IndexedCorpus
@@ -54,9 +54,22 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
     if not job.data.problems():
         problems += data_preflight(job.data, state=stream_state)
         problems += _vocabulary_problems(job, base)
+    problems = problems or _place_problems(job, base)
     if problems:
         raise ValueError("\n".join(problems))
     return job.model.architecture(base)
+
+
+def _place_problems(job: JobConfig, base: LlamaArchitecture | None) -> list[str]:
+    """Whether the folder of the checkpoints can be written to and has room for one: weights, main values, moments."""
+    if job.checkpoint.save is None:
+        return []
+    weight_bytes = 2 if job.precision.dtype == "bf16" else 4
+    try:
+        check_place(job.checkpoint.save, job.model.architecture(base).num_parameters() * (weight_bytes + 3 * 4))
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _resumed_from(job: JobConfig) -> tuple[Path, dict[str, Any]] | None:

@@ -96,6 +96,14 @@ def test_a_corpus_that_is_missing_and_a_model_with_another_vocabulary(config: Pa
     assert "vocabulary of 4096" in message and "32000" in message
 
 
+def test_a_place_for_checkpoints_that_cannot_be_one_is_told_before_the_start(config: Path) -> None:
+    """Defect 6: this was found at the first save."""
+    message = refused(entry(config, "--checkpoint.save", str(config / "run")), config)
+    assert f"checkpoint.save: {config} is no directory" in message
+    message = refused(entry(config, "--model.hidden_size", str(2**20), "--model.num_layers", "1000"), config)
+    assert "checkpoint.save:" in message and "bytes free, one checkpoint needs" in message
+
+
 def test_not_enough_processes_is_told_once_under_torchrun(config: Path) -> None:
     arguments = ["--config", config, "--parallel.tensor_model_parallel_size", "4"]
     result = pretrain(2, *arguments, cwd=config.parent)
