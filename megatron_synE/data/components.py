@@ -61,7 +61,10 @@ class DocumentRun:
             )
         except IndexError as error:
             corpus.check_unchanged()
-            raise ValueError(f"{corpus.idx_path}: damaged ({error}); see tools/verify_corpus.py") from error
+            raise ValueError(
+                f"{corpus.idx_path}: damaged, or its index in data.cache_dir was cut ({error}); run "
+                "tools/verify_corpus.py, and start again"
+            ) from error
 
     def document_at(self, token: int) -> int:
         """The number, in the corpus, of the document that holds a token."""
