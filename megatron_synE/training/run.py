@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_synE.checkpoint import load_checkpoint, read_state, restore_rng_state, resume_candidates
+from megatron_synE.checkpoint.collective import on_rank_zero
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.runtime import Runtime
@@ -88,11 +89,18 @@ def read_run_state(
 
 
 def candidates_of_all_ranks(root: str | None) -> list[Path]:
-    """The checkpoints in `root` that a run may go on from, best first, as the main process sees them."""
+    """The checkpoints in `root` that a run may go on from, best first, as the main process sees them.
+
+    Raises:
+        ValueError: something was saved there, but no checkpoint is complete.
+    """
     if root is None:
         return []
     seen: list[Any] = [None]
-    if torch.distributed.get_rank() == 0:
+
+    def look() -> None:
         seen[0] = [str(path) for path in resume_candidates(root)]
+
+    on_rank_zero(look)
     torch.distributed.broadcast_object_list(seen, src=0)
     return [Path(path) for path in seen[0]]

@@ -12,7 +12,7 @@ from megatron_synE.checkpoint import (
     architecture_from_hf,
     init_from_hf,
     load_checkpoint,
-    read_state,
+    quick_check,
     resume_candidates,
     resume_notes,
 )
@@ -81,7 +81,7 @@ def _resumed_from(job: JobConfig) -> tuple[Path, dict[str, Any]] | None:
     problem: DamagedCheckpoint | None = None
     for directory in resume_candidates(job.checkpoint.save) if job.checkpoint.save is not None else ():
         try:
-            return directory, read_state(directory)
+            return directory, quick_check(directory).state
         except DamagedCheckpoint as error:
             problem = problem or error
     if problem is not None:
