@@ -7,29 +7,25 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_synE.config.parallel import ParallelConfig
 from tests.helpers.commands import ROOT, run, succeeded
 from tests.helpers.distributed import run_distributed
 from tests.helpers.hf_llama import make_hf_llama
-from tools.convert_checkpoint import main, size_bytes
+from tools.convert_checkpoint import main, size_bytes, verify
 
 PP2_VPP2 = ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
 TP2_PP2 = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
 
 
 def _convert(command: str, *options: Any) -> int:
-    """The tool in a process of its own: importing needs process groups."""
-    return run_distributed(_main, 1, [command, *map(str, options)])[0]
-
-
-def _main(arguments: list[str]) -> int:
-    return main(arguments)
+    return main([command, *map(str, options)])
 
 
 def _tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -186,6 +182,39 @@ def test_a_killed_conversion_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / ".other.unfinished" / "journal").is_file()
     succeeded(_convert_until_killed(0, *commands[1][:4], tmp_path / "other", *commands[1][5:], *halves))
     assert {tensor.dtype for tensor in _tensors(tmp_path / "other").values()} == {torch.bfloat16}
+
+
+def test_verify_finds_a_changed_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hf, ours = tmp_path / "hf", tmp_path / "ours"
+    make_hf_llama(hf, "gqa")
+    places = ["--hf-dir", str(hf), "--checkpoint", str(ours)]
+    assert main(["import", *places, "--verify", "tensors"]) == 0
+    assert "all tensors are equal bit for bit" in capsys.readouterr().out
+    assert verify("tensors", hf, ours, None, None, True).startswith("verified")
+    weights = load_file(hf / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] *= 1.5
+    save_file(weights, hf / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 differ: model\.layers\.1\.mlp\.up_proj\.weight: 1 of 7168 numbers differ"):
+        verify("tensors", hf, ours, None, None, True)
+    message = run_distributed(_verify_logits, 1, str(hf), str(ours))[0]
+    assert "tolerance 1e-04: the conversion is wrong" in message
+
+
+def _verify_logits(hf: str, ours: str) -> str:
+    try:
+        return verify("logits", Path(hf), Path(ours), None, ["1,2,3"], True)
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_model_too_large_for_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    make_hf_llama(tmp_path / "hf", "gqa")
+    assert _convert("import", "--hf-dir", tmp_path / "hf", "--checkpoint", tmp_path / "ours") == 0
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(ValueError, match="1,000 are available; use --verify tensors"):
+        verify("logits", tmp_path / "hf", tmp_path / "ours", None, None, True)
 
 
 def test_sizes_on_the_command_line() -> None:
