@@ -1,4 +1,4 @@
-"""Disturbed runs end as if nothing had happened, or refuse with one clear word: every kind of disturbance at least once."""
+"""Disturbed runs end as if nothing had happened, or refuse with one clear word; each kind of disturbance comes once."""
 
 from __future__ import annotations
 

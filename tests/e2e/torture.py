@@ -13,8 +13,8 @@ A line a round: number, kind, moment, verdict, seconds. The last line is a JSON 
 folder stays, and the command that repeats it is printed. Moments are chosen by seed and number alone, but meet another
 place of the run on a machine of another speed.
 
-Most processes are forked from an interpreter that has imported everything, and run the command line's own `main` with
-the environment that torchrun sets: a start takes two seconds instead of eight. With the real torchrun run the first
+Most processes are forked from an interpreter that has imported everything, and run `pretrain_llama3_synE.py` in the
+environment that torchrun sets: a start takes two seconds instead of eight. With the real torchrun run the first
 reference and what concerns its agent: kill_agent, signal_agent and signal_group.
 """
 

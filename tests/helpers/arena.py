@@ -79,8 +79,6 @@ class Round:
     reference: Reference
     folder: Path
     random: random.Random
-    overrides: tuple[str, ...] = ()
-    """On the command line of every start of this round."""
     moment: str = ""
     """When the disturbance came, in words."""
     starts: list[StartedRun] = field(default_factory=list)
@@ -118,7 +116,7 @@ class Round:
 
     def start(self, *overrides: str, torchrun: bool = False, processes: int = PROCESSES) -> StartedRun:
         """Start the run's command."""
-        arguments = [*SAME_LAYOUT, *self.overrides, *overrides]
+        arguments = [*SAME_LAYOUT, *overrides]
         run = _start(self.server, self.folder, len(self.starts), torchrun, processes, arguments)
         self.starts.append(run)
         self.commands.append(f"torchrun --nproc-per-node {processes} …/pretrain_llama3_synE.py {shlex.join(arguments)}")

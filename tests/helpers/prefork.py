@@ -1,7 +1,6 @@
 """A process that has imported everything, and forks the processes of a run from it: a start without its five seconds.
 
-A forked process runs `pretrain_llama3_synE.main` and then leaves as an interpreter does that was started for it, with
-the environment that torchrun sets. The rest of torchrun's part, the rendezvous store and the end of all with the first
+A forked process runs `pretrain_llama3_synE.py` from its first line to its end, in the environment that torchrun sets. The rest of torchrun's part, the rendezvous store and the end of all with the first
 that fails, is `tests.helpers.launch.ForkedRun`'s.
 
 One JSON object a line. Asked: {"argv", "env", "cwd", "output"} → {"pid"}; {"poll": [pid, …]} → {"statuses": [int or
@@ -12,8 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from typing import Any
+
+from tests.helpers.commands import ROOT
 
 
 def serve() -> dict[str, Any] | None:
@@ -46,7 +48,7 @@ def become(request: dict[str, Any]) -> None:
     os.setsid()  # as torchrun starts its processes
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
-    sys.argv = ["pretrain_llama3_synE.py", *request["argv"]]
+    sys.argv = [str(ROOT / "pretrain_llama3_synE.py"), *request["argv"]]
 
 
 def import_everything() -> None:
@@ -70,6 +72,4 @@ if __name__ == "__main__":
     wanted = serve()
     if wanted is not None:
         become(wanted)
-        import pretrain_llama3_synE
-
-        sys.exit(pretrain_llama3_synE.main(sys.argv[1:]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
