@@ -162,7 +162,7 @@ def test_an_index_that_points_outside_is_named(prefix: str) -> None:
             content[start : start + 8] = far
 
     rewrite(Path(f"{prefix}.idx"), point_far)
-    with pytest.raises(ValueError, match=r"web\.idx: damaged .*verify_corpus"):
+    with pytest.raises(ValueError, match=r"web\.idx: damaged.*verify_corpus"):
         DataStream.build(config_of(prefix)).batch(range(100))
 
 
