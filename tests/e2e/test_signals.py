@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.commands import pretrain, tokenised_sample
 from tests.helpers.processes import Training, records, training
 
-STEPS = 300
+STEPS = 5000
 pytestmark = pytest.mark.slow
 
 
@@ -81,10 +81,10 @@ def test_told_during_start_up_it_ends_before_its_first_step(arguments: list[str]
 
 
 def test_a_long_step_is_dropped(arguments: list[str], tmp_path: Path) -> None:
-    """The first step counts as long. Of this one 2,000 micro-batches would still be to come."""
+    """The first step counts as long. Of this one 30,000 micro-batches would still be to come."""
     run = tmp_path / "run"
-    long = ["--training.global_batch_size", "4096", "--training.micro_batch_size", "1"]
-    stage = {"name": "one", "tokens": 64 * 4096 * 2, "weights": {"web": 1}}
+    long = ["--training.global_batch_size", "65536", "--training.micro_batch_size", "1"]
+    stage = {"name": "one", "tokens": 64 * 65536 * 2, "weights": {"web": 1}}
     with training(2, run, *arguments, *long, "--data.stages", json.dumps([stage])) as started:
         started.wait_for_line("layers")
         time.sleep(2)  # the step begins; where a slow machine is not there yet, the run ends before it
