@@ -81,10 +81,10 @@ def test_told_during_start_up_it_ends_before_its_first_step(arguments: list[str]
 
 
 def test_a_long_step_is_dropped(arguments: list[str], tmp_path: Path) -> None:
-    """The first step counts as long. Of this one 30,000 micro-batches would still be to come."""
+    """The first step counts as long. Of this one 2,000 micro-batches would still be to come."""
     run = tmp_path / "run"
-    long = ["--training.global_batch_size", "65536", "--training.micro_batch_size", "1"]
-    stage = {"name": "one", "tokens": 64 * 65536 * 2, "weights": {"web": 1}}
+    long = ["--training.global_batch_size", "4096", "--training.micro_batch_size", "1", "--model.num_layers", "24"]
+    stage = {"name": "one", "tokens": 64 * 4096 * 2, "weights": {"web": 1}}
     with training(2, run, *arguments, *long, "--data.stages", json.dumps([stage])) as started:
         started.wait_for_line("layers")
         time.sleep(2)  # the step begins; where a slow machine is not there yet, the run ends before it
@@ -126,3 +126,20 @@ def test_a_stopped_process_is_named_and_the_run_ends(arguments: list[str], tmp_p
     assert not (run / "hang-rank1.txt").exists()
     again = pretrain(2, *arguments, "--checkpoint.save", run, "--training.exit_after_steps", "1")
     assert again.returncode == 0, again.stderr
+
+
+def test_torchrun_restarts_after_a_killed_process_and_the_losses_are_the_same_bits(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    short = [*arguments, "--training.train_steps", "60"]
+    done = pretrain(2, *short, "--checkpoint.save", straight)
+    assert done.returncode == 0, done.stderr
+    with training(2, killed, *short, launcher=("--max-restarts=1",)) as started:
+        started.wait_for_step(25)
+        started.signal("1", signal.SIGKILL)
+        status, out, err = started.end()
+    assert status == 0 and "resuming after step" in out, err
+    assert err.count("pretrain_llama3_synE: process 1 of this run has died") == 1
+    expected, restarted = ({step: r["loss"] for step, r in records(run).items()} for run in (straight, killed))
+    assert restarted == expected and len(expected) == 60
