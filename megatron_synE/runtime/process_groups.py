@@ -99,10 +99,24 @@ def _initialize_torch_distributed(device: torch.device, world_size: int, timeout
     timeout = timedelta(minutes=timeout_minutes)
     rank = int(os.environ.get("RANK", "0"))
     if "MASTER_ADDR" not in os.environ:
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-        return
-    torch.distributed.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+        store: torch.distributed.Store | None = torch.distributed.HashStore()
+    else:
+        store = _store_of_this_start(world_size, timeout)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def _store_of_this_start(world_size: int, timeout: timedelta) -> torch.distributed.Store | None:
+    """torchrun's own store, under names of this start; None where torch brings up a store itself.
+
+    One store lives through all restarts of a torchrun, and torch's names in it do not tell them apart: gloo would look
+    for its peers under the addresses of processes that have died.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(host, port, world_size, is_master=False, timeout=timeout)
+    start = f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/world_{world_size}"
+    return torch.distributed.PrefixStore(start, store)
 
 
 def _seed_everything(seed: int) -> None:

@@ -16,6 +16,7 @@ torch is imported where it is needed: this module is the first that a process lo
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -56,7 +57,7 @@ class StopSignal:
         self._said = False
         self._saying = threading.Lock()
         self._peers: Peers | None = None
-        self._slowest_step_seconds: float | None = None
+        self._slowest_step_seconds = math.inf
         self._is_main = os.environ.get("RANK", "0") == "0"
 
     def install(self) -> None:
@@ -101,12 +102,12 @@ class StopSignal:
         self._finished.set()
         self._training.set()
 
-    def anywhere(self, device: torch.device, step_seconds: float = 0.0) -> bool:
+    def anywhere(self, device: torch.device, step_seconds: float = math.inf) -> bool:
         """Whether any process was told to stop; the same answer on all of them, which call this after each step.
 
         Args:
             device: for the collective.
-            step_seconds: how long this process's last step took.
+            step_seconds: how long this process's last step took; unknown before the first, which counts as long.
         """
         number, self._slowest_step_seconds = self._agree(device, step_seconds)
         if number and not self._number:
@@ -121,7 +122,7 @@ class StopSignal:
         Raises:
             StepDropped: some process was told to stop, and steps are long.
         """
-        if self._slowest_step_seconds is not None and self._slowest_step_seconds < LONG_STEP_SECONDS:
+        if self._slowest_step_seconds < LONG_STEP_SECONDS:
             return
         if self._agree(device, 0.0)[0]:
             raise StepDropped

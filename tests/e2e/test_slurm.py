@@ -6,12 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from tests.helpers.commands import ROOT, environment, tokenised_sample
+from tests.helpers.commands import ROOT, environment, run, tokenised_sample
 from tests.helpers.slurm import Cluster, free_ports, running_cluster, why_not
 
 SCRIPT = ROOT / "examples" / "llama3_8b" / "pretrain.slurm"
@@ -51,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def submit(cluster: Cluster, data: Path, *arguments: str) -> str:
+def submit(cluster: Cluster, data: Path, *arguments: str, options: tuple[str, ...] = (), **variables: str) -> str:
     """Submit the script for two CPU nodes; the job's number."""
     settings = {
         "DATA": str(data),
@@ -61,13 +63,14 @@ def submit(cluster: Cluster, data: Path, *arguments: str) -> str:
         "MASTER_PORT": str(free_ports(1)[0]),
         "VENV": sys.prefix,
         **{name: environment()[name] for name in ("PATH", "TOKENIZERS_PARALLELISM")},
+        **variables,
     }
-    options = ["--parsable", "--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={data}/job-%j.log"]
-    return cluster.command("sbatch", *options, SCRIPT, *arguments, cwd=ROOT, **settings).strip()
+    common = ["--parsable", "--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={data}/job-%j.log"]
+    return cluster.command("sbatch", *common, *options, SCRIPT, *arguments, cwd=ROOT, **settings).strip()
 
 
-def logged_steps(data: Path) -> list[int]:
-    path = data / "run" / "metrics.jsonl"
+def logged_steps(data: Path, run: str = "run") -> list[int]:
+    path = data / run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [record["step"] for record in map(json.loads, lines) if record["kind"] == "step"]
 
@@ -96,6 +99,83 @@ def test_saves_before_the_limit_goes_back_into_the_queue_and_resumes(cluster: Cl
     assert "back into the queue" in output and "resuming after step" in output
     assert "2 x 1 processes" in output and "TP 2" in output
     assert logged_steps(data) == list(range(1, NUM_STEPS + 1))
+
+
+def test_told_during_start_up_it_goes_back_into_the_queue(cluster: Cluster, data: Path) -> None:
+    number = submit(cluster, data, "--checkpoint.save", "told-early", "--training.exit_after_steps", "3")
+    log = data / f"job-{number}.log"
+    deadline = time.monotonic() + TIMEOUT_S
+    while not ranks_of_job(number):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    cluster.command("scancel", "--batch", "--signal=USR1", number)
+    job = wait_until_ended(cluster, number, log)
+    output = log.read_text()
+    assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1", output
+    assert logged_steps(data, "told-early") == [1, 2, 3], output
+
+
+def test_cancelled_it_saves_first(cluster: Cluster, data: Path) -> None:
+    """Preemption and the time limit send the same: SIGTERM to all processes, and SIGKILL after KillWait."""
+    number = submit(cluster, data, "--checkpoint.save", "cancelled")
+    log = data / f"job-{number}.log"
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(logged_steps(data, "cancelled")) < 3:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    cluster.command("scancel", number)
+    assert wait_until_ended(cluster, number, log)["JobState"] == "CANCELLED"
+    while ranks_of_job(number):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    output = log.read_text()
+    assert output.count("SIGTERM: stopping after this step") == 1, output
+    steps = logged_steps(data, "cancelled")
+    assert (data / "cancelled" / "latest").read_text() == f"step_{steps[-1]:08d}\n"
+
+
+def test_goes_on_without_a_node_that_fails(cluster: Cluster, data: Path) -> None:
+    alone = ["--parallel.tensor_model_parallel_size", "1"]
+    number = submit(
+        cluster, data, "--checkpoint.save", "elastic", "--checkpoint.save_interval_steps", "5", *alone,
+        options=("--no-kill",), ELASTIC="1",
+    )  # fmt: skip
+    log = data / f"job-{number}.log"
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(logged_steps(data, "elastic")) < 7:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    for process in ranks_of_job(number, node="1", all_processes=True):
+        process.kill()
+    wait_until_ended(cluster, number, log)
+    output = log.read_text()
+    assert "DP 2" in output and "resuming after step" in output and "DP 1" in output, output
+    assert logged_steps(data, "elastic") == list(range(1, NUM_STEPS + 1))
+    undisturbed = run(
+        sys.executable, ROOT / "pretrain_llama3_synE.py", "--config", "job.yaml", "--checkpoint.save", "undisturbed",
+        *alone, cwd=data,
+    )  # fmt: skip
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    losses, expected = (losses_of(data / name) for name in ("elastic", "undisturbed"))
+    assert losses == pytest.approx(expected, abs=1e-4), "the same documents in the same order"
+
+
+def losses_of(run: Path) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "step"]
+
+
+def ranks_of_job(number: str, node: str | None = None, all_processes: bool = False) -> list[psutil.Process]:
+    """The trainer's processes of a job; with `all_processes` torchrun's too."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            variables = process.environ()
+            if variables.get("SLURM_JOB_ID") != number or node not in (None, variables.get("SLURM_NODEID")):
+                continue
+            if "RANK" in variables or (all_processes and "SLURM_PROCID" in variables):
+                found.append(process)
+    return found
 
 
 def test_a_job_that_fails_does_not_go_back_into_the_queue(cluster: Cluster, data: Path) -> None:

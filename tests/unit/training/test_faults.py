@@ -110,6 +110,6 @@ time.sleep(60)
 
 
 def test_the_entry_catches_signals_before_it_imports_what_takes_seconds() -> None:
-    code = "import sys, pretrain_llama3_synE; print([m for m in ('torch', 'numpy', 'jsonargparse') if m in sys.modules])"
+    code = "import sys, pretrain_llama3_synE; print({'torch', 'numpy', 'jsonargparse'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr
+    assert done.stdout == "set()\n", done.stderr
