@@ -128,7 +128,8 @@ def disk_full(play: Round) -> str:
         used = sum(path.stat().st_size for path in (play.folder / RUN).rglob("*") if path.is_file())
         play.moment = play.moment or f"after {used >> 10} KiB"
         run = play.start()
-        if play.ended(run) != 0:
+        refused = play.ended(run) != 0
+        if refused:
             play.refusal(run, "No space left", "space", "room")
         enlarge()
         if play.moment.startswith("no room"):
@@ -137,7 +138,7 @@ def disk_full(play: Round) -> str:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             play.prepare()
         play.finish()
-        return play.compare()
+        return f"refused, then {play.compare()}" if refused else play.compare()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """A process that has imported everything, and forks the processes of a run from it: a start without its five seconds.
 
-A forked process runs `pretrain_llama3_synE.py` from its first line to its end, in the environment that torchrun sets. The rest of torchrun's part, the rendezvous store and the end of all with the first
-that fails, is `tests.helpers.launch.ForkedRun`'s.
+A forked process runs `pretrain_llama3_synE.py` from its first line to its end, in the environment that torchrun sets.
+The rest of torchrun's part, the rendezvous store and the end of all with the first that fails, is
+`tests.helpers.launch.ForkedRun`'s.
 
 One JSON object a line. Asked: {"argv", "env", "cwd", "output"} → {"pid"}; {"poll": [pid, …]} → {"statuses": [int or
 null, …]}, a status being minus the signal that ended the process.

@@ -79,7 +79,7 @@ def job(measured: bool, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "adjustment": by_perplexity if measured else at_points,
         },
         "optimizer": {"lr": 1e-2},
-        "schedule": {"warmup_steps": 3, "decay_steps": 4},
+        "schedule": {"warmup_tokens": 3 * tokens_per_step, "decay_tokens": 4 * tokens_per_step},
         "training": {"micro_batch_size": 1, "global_batch_size": GLOBAL_BATCH_SIZE},
         "evaluation": {"interval_steps": 5, "at_end": True},
         "checkpoint": {"save": RUN, "save_interval_steps": SAVE_INTERVAL},
