@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from megatron_synE.runtime import run_lock
 from megatron_synE.runtime.run_lock import LOCK_FILE, Owner, RunLock
 
 SPAWN = multiprocessing.get_context("spawn")
+PATIENCE_SECONDS = 200.0
 
 
 def lock_of(folder: Path, lost: Callable[[str], None] = lambda message: None, ending: bool = False) -> RunLock:
@@ -166,16 +168,16 @@ def test_an_owner_whose_folder_was_taken_is_told(run: Path) -> None:
     assert (run / LOCK_FILE).exists(), "it belongs to the other"
 
 
-def compete(run: Path, without_flock: bool, start: float, queue: multiprocessing.Queue[str]) -> None:
+def compete(run: Path, without_flock: bool, start: Any, over: Any, queue: multiprocessing.Queue[str]) -> None:
     run_lock.PATIENCE_SECONDS, run_lock.SETTLE_SECONDS = 0.2, 1.0  # type: ignore[misc]
     if without_flock:
         run_lock.FolderLock._flock = lambda self: None  # type: ignore[method-assign]
     lock = lock_of(run)
-    time.sleep(max(0.0, start - time.time()))
+    start.wait(PATIENCE_SECONDS)  # imports take long on a busy machine
     try:
         lock.acquire()
         queue.put("won")
-        time.sleep(8)
+        over.wait(PATIENCE_SECONDS)
     except ValueError as error:
         queue.put(str(error))
 
@@ -183,14 +185,15 @@ def compete(run: Path, without_flock: bool, start: float, queue: multiprocessing
 def test_of_starts_at_the_same_instant_one_wins(run: Path, flock: bool) -> None:
     write_record(run, start_ticks=1)  # of a dead owner: all may have it
     queue: multiprocessing.Queue[str] = SPAWN.Queue()
-    arguments = (run, not flock, time.time() + 3, queue)
+    over = SPAWN.Event()
+    arguments = (run, not flock, SPAWN.Barrier(4), over, queue)
     starts = [SPAWN.Process(target=compete, args=arguments) for _ in range(4)]
     for process in starts:
         process.start()
-    answers = [queue.get(timeout=60) for _ in starts]
+    answers = [queue.get(timeout=PATIENCE_SECONDS) for _ in starts]
+    over.set()
     for process in starts:
-        process.kill()
-        process.join()
+        process.join(PATIENCE_SECONDS)
     assert sorted(answer == "won" for answer in answers) == [False, False, False, True], answers
     assert all("is in use by host" in answer for answer in answers if answer != "won")
 
