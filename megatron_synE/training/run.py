@@ -75,7 +75,8 @@ def read_run_state(
     """The trainer's part of a checkpoint.
 
     Raises:
-        ValueError: it is an imported model's, is damaged, or does not fit the job or its corpora.
+        DamagedCheckpoint: its state cannot be.
+        ValueError: it is an imported model's, or does not fit the job or its corpora.
     """
     state = read_state(directory)
     if "stream" not in state:
@@ -84,7 +85,12 @@ def read_run_state(
             "and another folder as checkpoint.save"
         )
     return resume_run_state(
-        job, job_json, state, vocab_size=architecture.vocab_size, cache_builder=runtime.is_main
+        job,
+        job_json,
+        state,
+        where=str(directory / "state.json"),
+        vocab_size=architecture.vocab_size,
+        cache_builder=runtime.is_main,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_synE.checkpoint import DamagedCheckpoint
 from megatron_synE.config.job import JobConfig
 from megatron_synE.data.stream import DataStream
 from megatron_synE.training.config_changes import config_changes
@@ -81,22 +82,28 @@ def start_run_state(job: JobConfig, *, vocab_size: int, cache_builder: bool) -> 
 
 
 def resume_run_state(
-    job: JobConfig, job_json: Mapping[str, Any], state: Mapping[str, Any], *, vocab_size: int, cache_builder: bool
+    job: JobConfig,
+    job_json: Mapping[str, Any],
+    state: Mapping[str, Any],
+    *,
+    where: str,
+    vocab_size: int,
+    cache_builder: bool,
 ) -> RunState:
-    """The run of a checkpoint's `state`.
+    """The run of a checkpoint's `state`, which lies in the file `where`.
 
     Raises:
-        ValueError: the state is damaged, or the corpora or the job do not fit it.
+        DamagedCheckpoint: a field of the state cannot be; names the file.
+        ValueError: the corpora or the job do not fit it.
     """
+    samples = state.get("consumed_samples")
+    if not isinstance(samples, int) or samples < 0:
+        raise DamagedCheckpoint(f"{where}: consumed_samples is {samples!r}, not a count; use another checkpoint")
     stream = DataStream.build(
-        job.data,
-        state=state["stream"],
-        cache_builder=cache_builder,
-        at_sample=int(state["consumed_samples"]),
-        vocab_size=vocab_size,
+        job.data, state=state["stream"], cache_builder=cache_builder, at_sample=samples, vocab_size=vocab_size
     )
-    trajectory = Trajectory.resume(job.training, stream.num_samples, state)
     try:
+        trajectory = Trajectory.resume(job.training, stream.num_samples, state, where)
         changes = config_changes(state["config"], job_json)
         found = RunState(
             stream=stream,
@@ -108,7 +115,8 @@ def resume_run_state(
             changed_now=changes,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"state.json: damaged ({error!r}); use another checkpoint") from None
+        told = str(error) if str(error).startswith(where) else f"{where}: damaged ({error!r}); use another checkpoint"
+        raise DamagedCheckpoint(told) from None
     if changes:
         found.config_changes.append({"step": trajectory.step, "changes": changes})
     return found

@@ -53,11 +53,13 @@ class Trajectory:
         self.stretches, self.passed_over = list(stretches), list(passed_over)
 
     @classmethod
-    def resume(cls, training: TrainingConfig, num_samples: int, state: Mapping[str, Any]) -> Trajectory:
-        """The trajectory of a checkpoint's `state.json`.
+    def resume(
+        cls, training: TrainingConfig, num_samples: int, state: Mapping[str, Any], where: str = "state.json"
+    ) -> Trajectory:
+        """The trajectory of a checkpoint's state, which lies in the file `where`.
 
         Raises:
-            ValueError: its fields are damaged or contradict each other.
+            ValueError: its fields are damaged or contradict each other; names the file and the field.
         """
         try:
             step, consumed_samples = int(state["step"]), int(state["consumed_samples"])
@@ -68,12 +70,12 @@ class Trajectory:
             stretches = [Stretch(int(step), int(sample), int(size)) for step, sample, size in content["stretches"]]
             passed_over = [range(int(first), int(end)) for first, end in content["passed_over"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state.json: trajectory: damaged ({error!r}); use another checkpoint") from None
+            raise ValueError(f"{where}: trajectory: damaged ({error!r}); use another checkpoint") from None
         found = cls(
             training, num_samples, step=step, consumed_samples=consumed_samples, stretches=stretches,
             passed_over=passed_over,
         )  # fmt: skip
-        found._check()
+        found._check(where)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -162,7 +164,7 @@ class Trajectory:
         later = [stretch.step for stretch in self.stretches[1:]]
         return list(zip(self.stretches, [*later, self.step], strict=False))
 
-    def _check(self) -> None:
+    def _check(self, where: str) -> None:
         """A position must follow from the stretches; the ledger and the schedule rely on it."""
         step, sample = 0, 0
         wrong = bool(self.stretches) != bool(self.step) or any(not 0 <= p.start < p.stop for p in self.passed_over)
@@ -172,7 +174,7 @@ class Trajectory:
             step = end
         if wrong or sample != self.consumed_samples:
             raise ValueError(
-                f"state.json: consumed_samples: {self.consumed_samples} after {self.step} steps does not follow from "
+                f"{where}: consumed_samples: {self.consumed_samples} after {self.step} steps does not follow from "
                 "its trajectory; the checkpoint is damaged, use another one"
             )
 
