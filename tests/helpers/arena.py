@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from tests.helpers.launch import ForkedRun, Server, StartedRun, TorchrunRun
 from tests.helpers.small_job import CORPORA, JOB_FILE, RUN, SAVE_INTERVAL, STEPS, write_job
-from tests.helpers.verdicts import differences, last_step, own_messages, records, untidy
+from tests.helpers.verdicts import TRUNCATED, differences, last_step, own_messages, records, untidy
 
 PROCESSES = 2
 LIMIT_SECONDS = 120.0
@@ -176,7 +176,7 @@ class Round:
         Raises:
             Failed: there is no such message.
         """
-        messages = sorted(set(own_messages(run.output)))
+        messages = sorted(set(TRUNCATED.findall(run.output) or own_messages(run.output)))
         if len(messages) != 1 or (causes and not any(cause in run.output for cause in causes)):
             raise Failed(f"start {self.starts.index(run)} ended without a word on {' or '.join(causes)}: {messages}")
         return messages[0]

@@ -20,6 +20,8 @@ FIELDS = {
 }  # fmt: skip
 OWN_LINE = re.compile(r"^(?:\[[\w:]+\]:?\s*)?pretrain_llama3_synE(?: \(process \d+\))?: (.*)$", re.MULTILINE)
 OWN_FRAME = re.compile(r'File "[^"]*(?:megatron_synE/|pretrain_llama3_synE\.py)[^"]*", line')
+TRUNCATED = re.compile(r"^(\S+: was truncated, or its disk failed, .*)$", re.MULTILINE)
+"""Said by the handler of SIGBUS, in each process that dies of it."""
 WORDS_OF_NO_ONE = ("Segmentation fault", "Bus error", "terminate called", "Fatal Python error", "core dumped")
 
 
