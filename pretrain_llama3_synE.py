@@ -203,4 +203,4 @@ def quiet_megatron() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    failure.leave(main(sys.argv[1:]))

@@ -46,13 +46,14 @@ void on_bus_error(int signal, siginfo_t* info, void*) {
     std::signal(signal, SIG_DFL);
   } else {
     const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
+    const char* named = "";  // a file may be mapped twice
     for (Mapping& mapping : mappings) {
       const size_t bytes = mapping.bytes.load();
       if (bytes == 0) continue;
       struct stat status;
       const bool hit = is_fault ? address - mapping.start.load() < bytes
                                 : stat(mapping.path, &status) == 0 && static_cast<size_t>(status.st_size) < bytes;
-      if (hit) tell(mapping.path);
+      if (hit && std::strcmp(named, mapping.path) != 0) tell(named = mapping.path);
     }
     sigaction(signal, &previous_action, nullptr);
   }

@@ -158,11 +158,14 @@ class IndexedCorpus:
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """The sidecar's content, or only the fingerprint where there is none that belongs to these files.
+        """The sidecar's content, or only the fingerprint where there is none.
 
         The fingerprint is taken from the sidecar while sizes, modification times and sampled content are as recorded;
         otherwise the files are hashed, and a sidecar that turns out to be right (the corpus was copied) is brought up
         to date.
+
+        Raises:
+            ValueError: the sidecar is of other content.
         """
         recorded = read_sidecar(self.prefix)
         found = {"bin": self._bin_file.identity, "idx": self._idx_file.identity}
@@ -175,7 +178,10 @@ class IndexedCorpus:
             self.check_unchanged()
             if recorded is None or recorded["fingerprint"] != fingerprint:
                 if recorded is not None:
-                    logger.warning("%s.json: describes other content than its .bin and .idx hold; ignored", self.prefix)
+                    raise ValueError(
+                        f"{self.prefix}.json: describes other content than {self.prefix}.bin and .idx hold: they were "
+                        "damaged, or written anew by another program; restore them, or delete the .json to use them so"
+                    )
                 return {"format_version": SIDECAR_FORMAT_VERSION, "fingerprint": fingerprint}
         recorded["files"] = found
         with contextlib.suppress(OSError):  # a read-only corpus is hashed at each opening, and works

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from megatron_synE.runtime.peers import Peers
@@ -19,6 +19,19 @@ MISTAKES = (ValueError, FloatingPointError, OSError)
 """Errors whose message says all that a user needs; others are told with their traceback."""
 
 _CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+def leave(status: int) -> NoReturn:
+    """End this process.
+
+    After an error without the interpreter's last rites: there, the threads of a collective that another process's death
+    has broken abort the process with words of their own, or wait for ever.
+    """
+    if status == 0:
+        sys.exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def report(error: Exception, peers: Peers | None, wait: Callable[[float], bool]) -> None:
