@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Train; returns the exit status. An error is told once, a mistake of the user's without a traceback."""
-    stop_signal = StopSignal()
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    stop_signal = StopSignal(launcher)
     stop_signal.install()  # before the imports that take seconds
-    training = Training(stop_signal, launcher=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
+    training = Training(stop_signal, launcher)
     try:
         training.run(arguments)
     except Exception as error:

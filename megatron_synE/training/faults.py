@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,15 @@ class StepDropped(Exception):
 
 
 class StopSignal:
-    """Whether this run is to stop. The one object of its kind in a process."""
+    """Whether this run is to stop. The one object of its kind in a process.
 
-    def __init__(self) -> None:
+    Args:
+        launcher: process id of the launcher; None where nobody launched. Its death is a signal like the others.
+    """
+
+    def __init__(self, launcher: int | None = None) -> None:
+        self._launcher = launcher
+        self._prctl = ctypes.CDLL(None, use_errno=True).prctl
         self._number = 0
         self._told = threading.Event()
         self._training = threading.Event()
@@ -69,7 +76,9 @@ class StopSignal:
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
         threading.Thread(target=self._listen, args=(reader, writer), name="stop signal", daemon=True).start()
-        child = _ForkedChild()
+        if self._launcher is not None:
+            self._prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        child = _ForkedChild(self._prctl)
         os.register_at_fork(before=child.prepare, after_in_child=child.settle)
 
     def meet(self, peers: Peers) -> None:
@@ -137,7 +146,11 @@ class StopSignal:
         return int(number), slowest
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._number = self._number or number
+        self._number = self._number or self._meaning(number)
+
+    def _meaning(self, number: int) -> int:
+        is_gone = self._launcher is not None and os.getppid() != self._launcher
+        return _LAUNCHER_GONE if number == signal.SIGTERM and is_gone else number
 
     def _listen(self, reader: socket.socket, writer: socket.socket) -> None:
         assert writer is not None  # kept open by this thread
@@ -149,7 +162,7 @@ class StopSignal:
     def _tell(self, number: int) -> None:
         if self._told.is_set() or self._finished.is_set():
             return
-        self._number = self._number or number
+        self._number = self._number or self._meaning(number)
         self._told.set()
         threading.Thread(target=self._see_to_the_end, name="stopping", daemon=True).start()
 
@@ -162,7 +175,8 @@ class StopSignal:
             return
         if self._is_main or (self._peers is not None and self._peers.has_board):
             self._say()
-        if not self._training.wait(STARTUP_GRACE_SECONDS):
+        # Without a launcher nobody comes any more that a start-up could wait for.
+        if not self._training.wait(0.0 if self._number == _LAUNCHER_GONE else STARTUP_GRACE_SECONDS):
             os._exit(1)
 
     def _say(self) -> None:
@@ -178,8 +192,8 @@ class StopSignal:
 class _ForkedChild:
     """The writers of asynchronous saves: what stops a run is not for them. They finish, or die with their parent."""
 
-    def __init__(self) -> None:
-        self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+    def __init__(self, prctl: Callable[[int, int], int]) -> None:
+        self._prctl = prctl
         self._parent = 0
 
     def prepare(self) -> None:
