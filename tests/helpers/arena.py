@@ -47,11 +47,14 @@ class Reference:
 
 
 def make_reference(server: Server, folder: Path, *, measured: bool) -> Reference:
-    """Run it twice, forked and by torchrun; `measured` as in `small_job.write_job`."""
+    """Run it forked and, for the measured one, by torchrun; `measured` as in `small_job.write_job`.
+
+    The kinds that need torchrun play on the measured one.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     write_job(folder, measured=measured)
     seconds = []
-    for torchrun in (True, False):
+    for torchrun in (True, False) if measured else (False,):
         shutil.rmtree(folder / RUN, ignore_errors=True)
         started = time.monotonic()
         run = _start(server, folder, 0, torchrun, PROCESSES, SAME_LAYOUT)
@@ -61,7 +64,7 @@ def make_reference(server: Server, folder: Path, *, measured: bool) -> Reference
         status = run.wait(LIMIT_SECONDS)
         if status != 0 or last_step(folder) != STEPS:
             raise Failed(f"the reference run ended with {status}:\n{run.output}")
-    return Reference(folder, torchrun_seconds=seconds[0], fork_seconds=seconds[1])
+    return Reference(folder, torchrun_seconds=seconds[0], fork_seconds=seconds[-1])
 
 
 def _start(server: Server, folder: Path, number: int, torchrun: bool, num_processes: int,
