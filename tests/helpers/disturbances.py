@@ -130,7 +130,8 @@ def disk_full(play: Round) -> str:
         run = play.start()
         refused = play.ended(run) != 0
         if refused:
-            play.refusal(run, "No space left", "space", "room")
+            # Copies that were cut off are told as what they are.
+            play.refusal(run, "No space left", "space", "room", "no complete checkpoint")
         enlarge()
         if play.moment.startswith("no room"):
             shutil.rmtree(play.folder / CORPORA)
