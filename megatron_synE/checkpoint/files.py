@@ -174,6 +174,15 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def fsync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def field(content: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     """`content[name]`, which must be a `kind`; an int is one that JSON's readers agree on, and not negative.
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_synE.checkpoint.files import FILES_FILE, STATE_FILE, DamagedCheckpoint, FileList, write_text
+from megatron_synE.checkpoint.files import FILES_FILE, STATE_FILE, DamagedCheckpoint, FileList, fsync, write_text
 from megatron_synE.checkpoint.files import read_json as read_json
 from megatron_synE.checkpoint.state import architecture_of, check_state
 from megatron_synE.config.model import LlamaArchitecture
@@ -264,7 +264,7 @@ def publish(root: Path, step: int, keep: int | None = None, keep_every_steps: in
     if final.exists():
         final.rename(replaced)
     temporary.rename(final)
-    _fsync_directory(root)
+    fsync(root)
     _write_latest(root, final.name)
     if replaced.exists():
         shutil.rmtree(replaced)
@@ -290,7 +290,7 @@ def _write_latest(root: Path, name: str) -> None:
     temporary = root / f".{LATEST_FILE}.tmp"
     write_text(temporary, name + "\n")
     temporary.replace(root / LATEST_FILE)
-    _fsync_directory(root)
+    fsync(root)
 
 
 def _replaced_directory(final: Path) -> Path:
@@ -299,17 +299,5 @@ def _replaced_directory(final: Path) -> Path:
 
 def _fsync_files(directory: Path) -> None:
     for path in directory.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    _fsync_directory(directory)
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fsync(path)
+    fsync(directory)

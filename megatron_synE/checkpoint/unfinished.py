@@ -24,7 +24,7 @@ from typing import Any
 
 import xxhash
 
-from megatron_synE.checkpoint.files import file_checksum
+from megatron_synE.checkpoint.files import file_checksum, fsync
 
 JOURNAL_FILE = "journal"
 FILES_DIRECTORY = "files"
@@ -125,9 +125,9 @@ class UnfinishedDirectory:
 
     def rename(self, target: Path) -> None:
         """Give the complete directory its final name, which is free or an empty directory's."""
-        _fsync_directory(self.directory)
+        fsync(self.directory)
         self.directory.rename(target)
-        _fsync_directory(target.parent)
+        fsync(target.parent)
         shutil.rmtree(self._journal.parent)
 
     def _append(self, *lines: Mapping[str, Any]) -> None:
@@ -216,11 +216,3 @@ def _read_journal(journal: Path, identity: Mapping[str, Any]) -> dict[str, dict[
             break
         entries[entry["file"]] = entry
     return entries
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
