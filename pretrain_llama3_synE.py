@@ -11,11 +11,13 @@ tells, and where it was told to stop while it waited for others to start; 75 whe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +70,9 @@ class Training:
         from megatron_synE.training.setup import check_job
 
         architecture = check_job(job, world_size_from_environment())
-        runtime = initialize(job.parallel, job.training.seed)
-        self.peers = Peers.meet()
+        with all_come_within(job.parallel.hang_timeout_minutes):
+            runtime = initialize(job.parallel, job.training.seed)
+            self.peers = Peers.meet()
         self.stop_signal.meet(self.peers)
         watchdog = self._watchdog(job, self.peers)
         watchdog.start()
@@ -137,6 +140,28 @@ class Training:
             on_launcher_gone=self.stop_signal.tell_launcher_is_gone,
             tell=lambda text: failure.tell(text, kind="Watchdog"),
         )
+
+
+@contextlib.contextmanager
+def all_come_within(minutes: float) -> Iterator[None]:
+    """End this process where the others do not come: before they have met, no watchdog can tell who is missing."""
+    from megatron_synE.runtime.watchdog import STATUS
+
+    def give_up() -> None:
+        failure.tell(
+            f"start-up: not all processes have come within {minutes:g} minutes (parallel.hang_timeout_minutes): one of "
+            "them stands still, or its node is gone",
+            kind="Watchdog",
+        )
+        os._exit(STATUS)
+
+    timer = threading.Timer(minutes * 60, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def folder_of_records(job: JobConfig) -> Path | None:

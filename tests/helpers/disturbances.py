@@ -219,7 +219,8 @@ def stop_rank(play: Round) -> str:
     if play.ended(run, seconds=HANG_LIMIT_SECONDS) != 0:
         rank = ranks[victims[0]]
         play.moment += f", rank {rank}"
-        play.refusal(run, f"process {rank}", f"rank {rank}")
+        # Before the processes have met, nobody knows which one is missing.
+        play.refusal(run, f"process {rank}", f"rank {rank}", "not all processes have come")
     play.finish()
     return play.compare()
 
