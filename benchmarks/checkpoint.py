@@ -85,7 +85,8 @@ def measure(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
             record("load", lambda: load_checkpoint(folder / "checkpoints", **common))
         record("begin", lambda n=number: checkpointer.save(folder / "checkpoints", step=2 * n + 1, **saving))
         record("background", lambda: wait_for_child(checkpointer))
-        record("publish", checkpointer.wait)
+        record("publish", checkpointer.poll)
+        checkpointer.wait()  # for the deletion of the old one, beside which training goes on
     median = {name: statistics.median(values) for name, values in times.items()}
     for name, seconds in median.items():
         print(f"{name:>10}: {seconds:6.2f} s" + (f"  {size_bytes / seconds / 1e6:6.0f} MB/s" if seconds > 0.05 else ""))

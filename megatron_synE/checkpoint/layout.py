@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,10 +252,17 @@ def _too_little_room(root: Path, needed_bytes: int, what: str) -> str:
     )
 
 
-def publish(root: Path, step: int, keep: int | None = None, keep_every_steps: int | None = None) -> Path:
+def publish(
+    root: Path,
+    step: int,
+    keep: int | None = None,
+    keep_every_steps: int | None = None,
+    discard: Callable[[Path], object] | None = None,
+) -> Path:
     """Make the finished `.tmp` directory of `step` the latest checkpoint, then delete all but the newest `keep`.
 
-    Every checkpoint whose step `keep_every_steps` divides stays, too.
+    Every checkpoint whose step `keep_every_steps` divides stays, too. `discard` deletes a directory; None does it at
+    once.
     """
     final = step_directory(root, step)
     replaced = _replaced_directory(final)
@@ -269,11 +276,11 @@ def publish(root: Path, step: int, keep: int | None = None, keep_every_steps: in
     if replaced.exists():
         shutil.rmtree(replaced)
     if keep is not None:
-        _prune(root, keep, keep_every_steps)
+        _prune(root, keep, keep_every_steps, discard or shutil.rmtree)
     return final
 
 
-def _prune(root: Path, keep: int, keep_every_steps: int | None) -> None:
+def _prune(root: Path, keep: int, keep_every_steps: int | None, discard: Callable[[Path], object]) -> None:
     """Delete what `resume_candidates` would come to last. One that is not complete does not count as kept."""
     num_kept = 0
     for path in _in_order(root):
@@ -283,7 +290,7 @@ def _prune(root: Path, keep: int, keep_every_steps: int | None) -> None:
             # A rename first: a kill inside rmtree must not leave a half-empty directory under a checkpoint's name.
             doomed = path.with_name(f".{path.name}.tmp")
             path.rename(doomed)
-            shutil.rmtree(doomed)
+            discard(doomed)
 
 
 def _write_latest(root: Path, name: str) -> None:

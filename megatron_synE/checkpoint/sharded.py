@@ -20,7 +20,8 @@ import dataclasses
 import importlib.metadata
 import io
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
@@ -141,6 +142,7 @@ class AsyncCheckpointer:
     def __init__(self) -> None:
         self._queue = AsyncCallsQueue()
         self._target: tuple[Path, int] | None = None
+        self._deletions: list[threading.Thread] = []
 
     def save(self, root: str | Path, **options: Unpack[SaveOptions]) -> None:
         """Begin what `save_checkpoint` does; waits first for a save that is still in flight.
@@ -151,7 +153,7 @@ class AsyncCheckpointer:
         self.wait()
         root = Path(root)
         with _no_remains(root, options["step"]):
-            pending = _begin(root, options)
+            pending = _begin(root, options, self._discard)
             request = AsyncRequest(pending.writer.write_in_child, (), [pending.publish])
             self._queue.schedule_async_request(request)
         self._target = (root, options["step"])
@@ -167,6 +169,13 @@ class AsyncCheckpointer:
             OSError: writing failed on some rank.
         """
         self._finish(blocking=True)
+        while self._deletions:
+            self._deletions.pop().join()
+
+    def _discard(self, directory: Path) -> None:
+        """Delete an old checkpoint while training goes on: it takes as long as all else that a publication does."""
+        self._deletions.append(threading.Thread(target=shutil.rmtree, args=(directory,)))
+        self._deletions[-1].start()
 
     def _finish(self, blocking: bool) -> bool:
         if self._target is None:
@@ -243,6 +252,8 @@ class _PendingSave:
     """common.pt: what no tensor carries, for megatron-core's own readers."""
     keep: int | None
     keep_every_steps: int | None
+    discard: Callable[[Path], object] | None
+    """What deletes old checkpoints; None does it at once."""
 
     def publish(self) -> None:
         """Once all ranks' writers have ended: everything that rank 0 adds, then the new name. Called by all ranks.
@@ -263,7 +274,7 @@ class _PendingSave:
             files.write_text(directory / files.METADATA_FILE, files.to_json(files.METADATA_FILE, FORMAT))
             files.write_text(directory / files.STATE_FILE, self.state_json)
             files.write_file_list(directory, checksums)
-            layout.publish(self.root, self.step, self.keep, self.keep_every_steps)
+            layout.publish(self.root, self.step, self.keep, self.keep_every_steps, self.discard)
         except OSError as error:
             raise OSError(
                 f"checkpoint.save: step {self.step} could not be written to {self.root} ({error}); "
@@ -271,7 +282,7 @@ class _PendingSave:
             ) from error
 
 
-def _begin(root: Path, options: SaveOptions) -> _PendingSave:
+def _begin(root: Path, options: SaveOptions, discard: Callable[[Path], object] | None = None) -> _PendingSave:
     step, model_chunks = options["step"], options["model_chunks"]
     optimizer, rng_state = options["optimizer"], options["rng_state"]
     finish_param_gather(model_chunks)
@@ -291,7 +302,14 @@ def _begin(root: Path, options: SaveOptions) -> _PendingSave:
     writer = Writer(layout.temporary_directory(root, step))
     writer.plan(sharded)
     return _PendingSave(
-        root, step, writer, state_json, common_file.getvalue(), options.get("keep"), options.get("keep_every_steps")
+        root,
+        step,
+        writer,
+        state_json,
+        common_file.getvalue(),
+        options.get("keep"),
+        options.get("keep_every_steps"),
+        discard,
     )
 
 
