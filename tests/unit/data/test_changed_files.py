@@ -223,7 +223,8 @@ def test_a_file_truncated_in_the_middle_of_a_run_is_named(prefix: str, name: str
         assert f"{path}: changed while it was being read" in line
     else:
         assert process.returncode == -signal.SIGBUS, lines
-        (line,) = [line for line in lines if str(path) in line]
+        # An epoch that opens a cut index says so, builds it again, and an older epoch's mapping still dies of it.
+        (line,) = [line for line in lines if str(path) in line and "it is built again" not in line]
         assert line == f"{path}: was truncated, or its disk failed, while it was being read (SIGBUS); " + (
             "restore it and start again"
         )
