@@ -1,7 +1,7 @@
 """Training kernels: one public signature per op; `reference` is the oracle, `selection` says what runs and why."""
 
 from megatron_synE.kernels.adamw import adamw_, l2_norm, scale_, sum_of_squares
-from megatron_synE.kernels.attention import Span, causal_attention, packed_self_attention
+from megatron_synE.kernels.attention import causal_attention, packed_self_attention, torch_causal_attention
 from megatron_synE.kernels.fused_adamw import FusedAdamW, ParameterwiseOptimizer
 from megatron_synE.kernels.host_memory import return_large_buffers
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
@@ -9,6 +9,7 @@ from megatron_synE.kernels.precision_aware_adamw import PrecisionAwareAdamW
 from megatron_synE.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_synE.kernels.rope import rope_
 from megatron_synE.kernels.selection import Choice, choice, override
+from megatron_synE.kernels.spans import Span, VariableLengthSpans
 from megatron_synE.kernels.swiglu import drop_until_backward, swiglu
 from megatron_synE.kernels.weight_gradient import (
     add_to_main_grad,
@@ -22,6 +23,7 @@ __all__ = [
     "ParameterwiseOptimizer",
     "PrecisionAwareAdamW",
     "Span",
+    "VariableLengthSpans",
     "adamw_",
     "add_rms_norm",
     "add_to_main_grad",
@@ -39,5 +41,6 @@ __all__ = [
     "scale_",
     "sum_of_squares",
     "swiglu",
+    "torch_causal_attention",
     "wgrad_gemm_accum_fp32",
 ]

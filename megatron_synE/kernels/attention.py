@@ -6,7 +6,6 @@ Legend: S queries, T keys, B batch, G key/value heads, R query heads per group, 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +13,10 @@ from torch.nn.attention.bias import causal_lower_right
 
 from megatron_synE.kernels.blocked_attention import blocked_causal_attention, packed_causal_attention
 from megatron_synE.kernels.selection import is_compiled
+from megatron_synE.kernels.spans import Span, VariableLengthSpans
+from megatron_synE.kernels.variable_length_attention import takes_variable_lengths, variable_length_attention
 
-
-class Span(NamedTuple):
-    """Queries [query_begin, query_end) attend causally to keys [key_begin, key_end); their last positions coincide."""
-
-    query_begin: int
-    query_end: int
-    key_begin: int
-    key_end: int
+Spans = list[Span] | VariableLengthSpans
 
 
 def causal_attention(
@@ -30,21 +24,37 @@ def causal_attention(
     key_TBGD: torch.Tensor,
     value_TBGD: torch.Tensor,
     scale: float,
-    spans: list[Span] | None = None,
+    spans: Spans | None = None,
 ) -> torch.Tensor:
     """softmax(scale * Q K^T, causal within each span) V as [S, B, G, R, D]; any strides.
 
     Without `spans` the queries are the last S of the T positions of one sequence. With them, they cover the queries
     in order without a gap. K and V are not repeated for their R query heads, and no full mask is made.
+
+    On a GPU, spans given as tensors are one call without a word from the device, where the torch there has it for the
+    dtype; else they are a call each.
     """
     if query_SBGRD.dim() != 5 or key_TBGD.shape != value_TBGD.shape or key_TBGD.dim() != 4:
         raise ValueError(
             f"query must be [S, B, G, R, D] and key, value [T, B, G, D], got {tuple(query_SBGRD.shape)}, "
             f"{tuple(key_TBGD.shape)}, {tuple(value_TBGD.shape)}"
         )
-    spans = _checked(spans, query_SBGRD.shape[0], key_TBGD.shape[0])
     if is_compiled("causal_attention", query_SBGRD, key_TBGD, value_TBGD):
-        return blocked_causal_attention(query_SBGRD, key_TBGD, value_TBGD, scale, _flat(spans))[0]
+        flat = _flat(_listed(spans, query_SBGRD.shape[0], key_TBGD.shape[0]))
+        return blocked_causal_attention(query_SBGRD, key_TBGD, value_TBGD, scale, flat)[0]
+    return torch_causal_attention(query_SBGRD, key_TBGD, value_TBGD, scale, spans)
+
+
+def torch_causal_attention(
+    query_SBGRD: torch.Tensor,
+    key_TBGD: torch.Tensor,
+    value_TBGD: torch.Tensor,
+    scale: float,
+    spans: Spans | None = None,
+) -> torch.Tensor:
+    """`causal_attention` by torch's own kernels, on any device."""
+    if isinstance(spans, VariableLengthSpans) and takes_variable_lengths(query_SBGRD, key_TBGD, value_TBGD):
+        return variable_length_attention(query_SBGRD, key_TBGD, value_TBGD, scale, spans)
     outputs = [
         _torch_attention(
             query_SBGRD[span.query_begin : span.query_end],
@@ -52,29 +62,31 @@ def causal_attention(
             value_TBGD[span.key_begin : span.key_end],
             scale,
         )
-        for span in spans
+        for span in _listed(spans, query_SBGRD.shape[0], key_TBGD.shape[0])
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def packed_self_attention(packed_SBGJD: torch.Tensor, scale: float, spans: list[Span] | None = None) -> torch.Tensor:
+def packed_self_attention(packed_SBGJD: torch.Tensor, scale: float, spans: Spans | None = None) -> torch.Tensor:
     """`causal_attention` of a packed projection: the J heads of a group are R queries, one key, one value."""
     if packed_SBGJD.dim() != 5 or packed_SBGJD.shape[3] < 3:
         raise ValueError(f"packed must be [S, B, G, R + 2, D], got {tuple(packed_SBGJD.shape)}")
     if is_compiled("causal_attention", packed_SBGJD):
-        spans = _checked(spans, packed_SBGJD.shape[0], packed_SBGJD.shape[0])
-        return packed_causal_attention(packed_SBGJD, scale, _flat(spans))[0]
+        flat = _flat(_listed(spans, packed_SBGJD.shape[0], packed_SBGJD.shape[0]))
+        return packed_causal_attention(packed_SBGJD, scale, flat)[0]
     query, key_value = packed_SBGJD.split((packed_SBGJD.shape[3] - 2, 2), dim=3)
     key, value = key_value.unbind(3)
     return causal_attention(query, key, value, scale, spans)
 
 
-def _checked(spans: list[Span] | None, queries: int, keys: int) -> list[Span]:
-    spans = [Span(0, queries, 0, keys)] if spans is None else spans
-    assert spans and spans[0].query_begin == 0 and spans[-1].query_end == queries
-    assert all(a.query_end == b.query_begin for a, b in pairwise(spans))
-    assert all(s.query_end - s.query_begin <= s.key_end - s.key_begin for s in spans), "more queries than keys"
-    return spans
+def _listed(spans: Spans | None, queries: int, keys: int) -> list[Span]:
+    if spans is None:
+        return [Span(0, queries, 0, keys)]
+    listed = spans.on_host if isinstance(spans, VariableLengthSpans) else spans
+    assert listed and listed[0].query_begin == 0 and listed[-1].query_end == queries
+    assert all(a.query_end == b.query_begin for a, b in pairwise(listed))
+    assert all(s.query_end - s.query_begin <= s.key_end - s.key_begin for s in listed), "more queries than keys"
+    return listed
 
 
 def _flat(spans: list[Span]) -> list[int]:

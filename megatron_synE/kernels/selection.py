@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from megatron_synE.kernels import _native
+from megatron_synE.kernels import _native, variable_length_attention
 
 Implementation = Literal["compiled", "reference"]
 
@@ -47,9 +47,16 @@ def _default(op: str, device_type: str) -> Choice:
     if module is None:
         return Choice("reference", f"no extension was built for {device_type}")
     if op == "causal_attention" and device_type == "cuda":
-        return Choice("reference", "torch's flash attention is the fast one on a GPU")
+        return Choice("reference", f"torch's flash attention is the fast one on a GPU; {_documents()}")
     detail = module.instruction_set() if device_type == "cpu" else "CUDA"
     return Choice("compiled", f"built for {device_type}, {detail}")
+
+
+def _documents() -> str:
+    obstacle = variable_length_attention.obstacle()
+    if obstacle is None:
+        return "isolated documents are one variable-length call in 16 bit, a loop in fp32"
+    return f"isolated documents are a loop: {obstacle}"
 
 
 def choice(op: str, device_type: str) -> Choice:

@@ -1,8 +1,12 @@
-"""The attention core. S sequence, B batch, N query heads, G key/value heads, D head channels, T packed tokens."""
+"""The attention core.
+
+Legend: S sequence, B batch, N query heads, R of them for each of the G key/value heads, D head channels,
+T packed tokens.
+"""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
 from typing import Any
 
 import torch
@@ -10,6 +14,9 @@ import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_synE.kernels import torch_causal_attention
+from megatron_synE.model.sequence_layout import document_spans
 
 
 class DotProductAttention(MegatronModule):
@@ -40,21 +47,21 @@ class DotProductAttention(MegatronModule):
     ) -> torch.Tensor:
         """Returns `[S, B, N * D]`, or `[T, N * D]` for packed documents. `attention_mask` is ignored: causal."""
         if packed_seq_params is not None:
-            return self._documents(query_SBND, key_SBGD, value_SBGD, packed_seq_params.cu_seqlens_q.tolist())
+            return self._documents(query_SBND, key_SBGD, value_SBGD, packed_seq_params)
         seq_length, batch = query_SBND.shape[:2]
         context_BNSD = _causal(*(x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD, value_SBGD)))
         return context_BNSD.permute(2, 0, 1, 3).reshape(seq_length, batch, -1)
 
     @staticmethod
     def _documents(
-        query_TND: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, boundaries: list[int]
+        query_TND: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, packed: PackedSeqParams
     ) -> torch.Tensor:
-        """One causal attention for each document: no mask over the whole pack is ever built."""
-        contexts = []
-        for start, end in pairwise(boundaries):
-            parts = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (query_TND, key_TGD, value_TGD))
-            contexts.append(_causal(*parts).squeeze(0).transpose(0, 1))
-        return torch.cat(contexts).flatten(1)
+        """Attention inside each document: no mask over the whole pack is ever built."""
+        total, groups, dim = key_TGD.shape
+        spans = document_spans([0], total, packed.cu_seqlens_q, packed.max_seqlen_q or total)
+        query_TBGRD = query_TND.reshape(total, 1, groups, -1, dim)
+        key_TBGD, value_TBGD = key_TGD.unsqueeze(1), value_TGD.unsqueeze(1)
+        return torch_causal_attention(query_TBGRD, key_TBGD, value_TBGD, 1 / math.sqrt(dim), spans).reshape(total, -1)
 
 
 def _causal(query_BNSD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor) -> torch.Tensor:

@@ -9,22 +9,21 @@ Legend: S local tokens of a sequence, T all its tokens, B batch, N = S * B in th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from megatron_synE.kernels import Span
+from megatron_synE.kernels import VariableLengthSpans
 
 
 @dataclass(frozen=True)
 class SequenceLayout:
     """What attention and RoPE need to know about the tokens of one micro-batch."""
 
-    spans: list[Span]
-    """Which keys each run of local queries sees."""
+    spans: VariableLengthSpans | None
+    """Which keys each run of local queries sees; None where the local tokens are one whole sequence."""
     positions_N: torch.Tensor
     """Row of the tables for each token, int64."""
     cos_PD: torch.Tensor
@@ -33,30 +32,52 @@ class SequenceLayout:
     """fp32 `[positions, D / 2]`."""
 
 
-def document_spans(local_length: int, rank: int, size: int, boundaries: list[int] | None) -> list[Span]:
-    """The spans of process `rank` of `size` context-parallel processes that hold `local_length` tokens each.
-
-    Args:
-        boundaries: cumulative document lengths of the whole sequence (cu_seqlens), or None for one document.
+def chunk_begins(local_length: int, rank: int, size: int) -> list[int]:
+    """Where the equal chunks that process `rank` of `size` context-parallel processes holds begin in the sequence.
 
     Raises:
         ValueError: the tokens do not split into two equal chunks for each process.
     """
-    total = local_length * size
-    if size > 1 and local_length % 2:
-        raise ValueError(f"parallel.context_parallel_size: {total} tokens do not divide by 2 x {size}")
-    boundaries = [0, total] if boundaries is None else boundaries
-    assert boundaries[0] == 0 and boundaries[-1] == total, "cu_seqlens must cover the whole sequence"
-    chunk = local_length // 2 if size > 1 else local_length
-    owned = [rank, 2 * size - 1 - rank] if size > 1 else [0]
-    spans = []
-    for place, number in enumerate(owned):
-        begin, end, shift = number * chunk, (number + 1) * chunk, (place - number) * chunk
-        for first, last in pairwise(boundaries):
-            start, stop = max(begin, first), min(end, last)
-            if start < stop:
-                spans.append(Span(start + shift, stop + shift, first, stop))
-    return spans
+    if size == 1:
+        return [0]
+    if local_length % 2:
+        raise ValueError(f"parallel.context_parallel_size: {local_length * size} tokens do not divide by 2 x {size}")
+    return [number * (local_length // 2) for number in (rank, 2 * size - 1 - rank)]
+
+
+def document_spans(
+    begins: list[int], local_length: int, cu_seqlens: torch.Tensor, longest: int
+) -> VariableLengthSpans:
+    """The spans of the chunks that begin at `begins`; nothing is read from the device.
+
+    Args:
+        cu_seqlens: int32 boundaries of the documents of the whole sequence.
+        longest: tokens of the longest document, or more.
+    """
+    if len(begins) == 1:
+        return VariableLengthSpans(cu_seqlens, cu_seqlens, longest, longest, (local_length,))
+    chunk = local_length // len(begins)
+    ends = [begin + chunk for begin in begins]
+    queries, keys, keys_before = [], [], 0
+    for place, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        queries.append(cu_seqlens.clamp(begin, end) + (place * chunk - begin))
+        keys.append(cu_seqlens.clamp(max=end) + keys_before)
+        keys_before += end
+    # The end of one chunk's boundaries is the beginning of the next one's.
+    cu_seqlens_q, cu_seqlens_k = (torch.cat([rows[0], *(row[1:] for row in rows[1:])]) for rows in (queries, keys))
+    longest_q, longest_k = min(longest, chunk), min(longest, max(ends))
+    return VariableLengthSpans(cu_seqlens_q, cu_seqlens_k, longest_q, longest_k, tuple(ends))
+
+
+def document_positions(begins: list[int], local_length: int, cu_seqlens: torch.Tensor | None, device: torch.device
+                       ) -> torch.Tensor:  # fmt: skip
+    """int64 `[local_length]`: the place of each local token in its document, counted from 0."""
+    chunk = local_length // len(begins)
+    places = torch.cat([torch.arange(begin, begin + chunk, device=device) for begin in begins])
+    if cu_seqlens is None:
+        return places
+    boundaries = cu_seqlens.long()
+    return places - boundaries[torch.searchsorted(boundaries, places, right=True) - 1]
 
 
 _layouts = WeakTensorKeyDictionary()
@@ -79,18 +100,21 @@ def sequence_layout(
         return known[1]
     angles = rotary_pos_emb[:, 0, 0, : rotary_pos_emb.shape[-1] // 2].float()
     size, rank = cp_group.size(), cp_group.rank()
-    boundaries = None if packed_seq_params is None else packed_seq_params.cu_seqlens_q.tolist()
-    assert boundaries is None or batch == 1, "packed documents stand in one row"
-    spans = document_spans(seq_length, rank, size, boundaries)
-    runs = [torch.arange(s.query_end - s.query_begin) + _first_position(s) for s in spans]
-    positions = torch.cat(runs).to(angles.device).repeat_interleave(batch)
-    layout = SequenceLayout(spans, positions, angles.cos(), angles.sin())
+    assert packed_seq_params is None or batch == 1, "packed documents stand in one row"
+    begins = chunk_begins(seq_length, rank, size)
+    total = seq_length * size
+    spans, cu_seqlens = None, None
+    if packed_seq_params is not None:
+        cu_seqlens = packed_seq_params.cu_seqlens_q
+        spans = document_spans(begins, seq_length, cu_seqlens, packed_seq_params.max_seqlen_q or total)
+    elif size > 1:
+        whole = torch.arange(2, dtype=torch.int32, device=angles.device) * total
+        spans = document_spans(begins, seq_length, whole, total)
+    positions_S = document_positions(begins, seq_length, cu_seqlens, angles.device)
+    positions_N = positions_S[:, None].expand(-1, batch).flatten()
+    layout = SequenceLayout(spans, positions_N, angles.cos(), angles.sin())
     _layouts[key] = ((seq_length, batch), layout)
     return layout
-
-
-def _first_position(span: Span) -> int:
-    return (span.key_end - span.key_begin) - (span.query_end - span.query_begin)
 
 
 def gather_sequence(tensor_S: torch.Tensor, cp_group: torch.distributed.ProcessGroup) -> torch.Tensor:
