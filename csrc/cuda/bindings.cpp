@@ -52,6 +52,22 @@ PYBIND11_MODULE(_kernels_cuda, m) {
       },
       release());
   m.def(
+      "rope_unpack",
+      [](int dtype, Address packed, Address query, Address key, Address value, Address cos, Address sin,
+         Address positions, int64_t tokens, int64_t groups, int64_t group_heads, int64_t head_dim, Address stream) {
+        syne::rope_unpack(type_of(dtype), at(packed), at(query), at(key), at(value), at<float>(cos), at<float>(sin),
+                          at<int64_t>(positions), tokens, groups, group_heads, head_dim, queue(stream));
+      },
+      release());
+  m.def(
+      "rope_pack_inverse",
+      [](int dtype, Address packed, Address query, Address key, Address value, Address cos, Address sin,
+         Address positions, int64_t tokens, int64_t groups, int64_t group_heads, int64_t head_dim, Address stream) {
+        syne::rope_pack_inverse(type_of(dtype), at(packed), at(query), at(key), at(value), at<float>(cos), at<float>(sin),
+                                at<int64_t>(positions), tokens, groups, group_heads, head_dim, queue(stream));
+      },
+      release());
+  m.def(
       "swiglu_forward",
       [](int dtype, Address x, Address y, int64_t rows, int64_t width, Address stream) {
         syne::swiglu_forward(type_of(dtype), at(x), at(y), rows, width, queue(stream));

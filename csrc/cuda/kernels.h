@@ -20,6 +20,13 @@ void rms_norm_backward(DType dtype, const void* dy, const void* dsummed, const v
 void rope_in_place(DType dtype, void* packed, const float* cos, const float* sin, const int64_t* positions,
                    int64_t tokens, int64_t groups, int64_t group_heads, int64_t rotated_heads, int64_t head_dim,
                    bool inverse, cudaStream_t stream);
+// The packed heads rotated into Q [N, G, R, D], K and V [N, G, D], R = group_heads - 2; and the way back.
+void rope_unpack(DType dtype, const void* packed, void* query, void* key, void* value, const float* cos,
+                 const float* sin, const int64_t* positions, int64_t tokens, int64_t groups, int64_t group_heads,
+                 int64_t head_dim, cudaStream_t stream);
+void rope_pack_inverse(DType dtype, void* packed, const void* query, const void* key, const void* value,
+                       const float* cos, const float* sin, const int64_t* positions, int64_t tokens, int64_t groups,
+                       int64_t group_heads, int64_t head_dim, cudaStream_t stream);
 
 void swiglu_forward(DType dtype, const void* x, void* y, int64_t rows, int64_t width, cudaStream_t stream);
 void swiglu_backward(DType dtype, const void* dy, const void* x, void* dx, int64_t rows, int64_t width,

@@ -1,13 +1,18 @@
 """Training kernels: one public signature per op; `reference` is the oracle, `selection` says what runs and why."""
 
 from megatron_synE.kernels.adamw import adamw_, l2_norm, scale_, sum_of_squares
-from megatron_synE.kernels.attention import causal_attention, packed_self_attention, torch_causal_attention
+from megatron_synE.kernels.attention import (
+    causal_attention,
+    packed_self_attention,
+    rotary_self_attention,
+    torch_causal_attention,
+)
 from megatron_synE.kernels.fused_adamw import FusedAdamW, ParameterwiseOptimizer
 from megatron_synE.kernels.host_memory import return_large_buffers
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
 from megatron_synE.kernels.precision_aware_adamw import PrecisionAwareAdamW
 from megatron_synE.kernels.rms_norm import add_rms_norm, rms_norm
-from megatron_synE.kernels.rope import rope_
+from megatron_synE.kernels.rope import rope_, rope_unpack
 from megatron_synE.kernels.selection import Choice, choice, override
 from megatron_synE.kernels.spans import Span, VariableLengthSpans
 from megatron_synE.kernels.swiglu import drop_until_backward, swiglu
@@ -38,6 +43,8 @@ __all__ = [
     "return_large_buffers",
     "rms_norm",
     "rope_",
+    "rope_unpack",
+    "rotary_self_attention",
     "scale_",
     "sum_of_squares",
     "swiglu",

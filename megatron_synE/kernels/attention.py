@@ -1,6 +1,7 @@
 """Causal self-attention over spans of a sequence: whole sequences, isolated documents, context-parallel chunks.
 
-Legend: S queries, T keys, B batch, G key/value heads, R query heads per group, D head dimension.
+Legend: S queries, T keys, B batch, G key/value heads, R query heads per group, J = R + 2 heads of a packed group,
+D head dimension, N = S * B tokens, P positions.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from megatron_synE.kernels.blocked_attention import blocked_causal_attention, packed_causal_attention
+from megatron_synE.kernels.rope import rope_, rope_unpack
 from megatron_synE.kernels.selection import is_compiled
 from megatron_synE.kernels.spans import Span, VariableLengthSpans
 from megatron_synE.kernels.variable_length_attention import takes_variable_lengths, variable_length_attention
@@ -76,6 +78,26 @@ def packed_self_attention(packed_SBGJD: torch.Tensor, scale: float, spans: Spans
         return packed_causal_attention(packed_SBGJD, scale, flat)[0]
     query, key_value = packed_SBGJD.split((packed_SBGJD.shape[3] - 2, 2), dim=3)
     key, value = key_value.unbind(3)
+    return causal_attention(query, key, value, scale, spans)
+
+
+def rotary_self_attention(
+    packed: torch.Tensor,
+    cos_PD: torch.Tensor,
+    sin_PD: torch.Tensor,
+    positions_N: torch.Tensor,
+    shape_SBGJD: tuple[int, int, int, int, int],
+    scale: float,
+    spans: Spans | None = None,
+) -> torch.Tensor:
+    """`packed_self_attention` of queries and keys that `rope_` has turned; the content of `packed` is lost."""
+    seq_length, batch, groups, heads, dim = shape_SBGJD
+    shape_NGJD = (seq_length * batch, groups, heads, dim)
+    if is_compiled("causal_attention", packed):
+        rotated = rope_(packed, cos_PD, sin_PD, positions_N, heads - 1, shape_NGJD)
+        return packed_self_attention(rotated.view(shape_SBGJD), scale, spans)
+    parts = rope_unpack(packed, cos_PD, sin_PD, positions_N, shape_NGJD)
+    query, key, value = (part.unflatten(0, (seq_length, batch)) for part in parts)
     return causal_attention(query, key, value, scale, spans)
 
 

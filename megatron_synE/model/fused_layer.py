@@ -24,9 +24,9 @@ from megatron_synE.kernels import (
     add_rms_norm,
     causal_attention,
     drop_until_backward,
-    packed_self_attention,
     rms_norm,
-    rope_,
+    rope_unpack,
+    rotary_self_attention,
     swiglu,
 )
 from megatron_synE.model.norm import RMSNorm
@@ -79,15 +79,15 @@ class FusedSelfAttention(SelfAttention):
         repeats = self.num_attention_heads_per_partition // groups
         cp_group = self.pg_collection.cp
         layout = sequence_layout(rotary_pos_emb, packed_seq_params, seq_length, batch, cp_group)
-        heads = (seq_length * batch, groups, repeats + 2, dim)
-        rotated = rope_(projected, layout.cos_PD, layout.sin_PD, layout.positions_N, repeats + 1, heads)
-        packed_SBGJD = rotated.view(seq_length, batch, groups, repeats + 2, dim)
+        rotary = (layout.cos_PD, layout.sin_PD, layout.positions_N)
         scale = 1 / math.sqrt(dim)
         if cp_group.size() == 1:
-            context_SBGRD = packed_self_attention(packed_SBGJD, scale, layout.spans)
+            shape_SBGJD = (seq_length, batch, groups, repeats + 2, dim)
+            context_SBGRD = rotary_self_attention(projected, *rotary, shape_SBGJD, scale, layout.spans)
         else:
-            query, key_value = packed_SBGJD.split((repeats, 2), dim=3)
-            key, value = gather_sequence(key_value, cp_group).unbind(3)
+            parts = rope_unpack(projected, *rotary, (seq_length * batch, groups, repeats + 2, dim))
+            query, *key_value = (part.unflatten(0, (seq_length, batch)) for part in parts)
+            key, value = gather_sequence(torch.stack(key_value, dim=3), cp_group).unbind(3)
             context_SBGRD = causal_attention(query, key, value, scale, layout.spans)
         return self.linear_proj(context_SBGRD.reshape(seq_length, batch, -1))
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from megatron_synE.kernels import Span, causal_attention, override, packed_self_attention, reference
+from megatron_synE.kernels import (
+    Span,
+    causal_attention,
+    override,
+    packed_self_attention,
+    reference,
+    rotary_self_attention,
+)
 from tests.kernels.oracle import check, devices
 
 pytestmark = pytest.mark.skipif(not devices(), reason="no compiled kernels were built")
@@ -100,6 +109,28 @@ def test_packed_projection_against_reference(dtype, device, monkeypatch):
                 device,
                 lambda x, spans=spans: eager_of_parts(x, spans),
             )
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_and_attention_of_a_packed_projection(dtype, device):
+    """On a CPU rotated in place, on a GPU while Q, K and V are taken apart."""
+    angles = torch.outer(torch.arange(9.0), torch.tensor([1.0, 0.3, 0.1, 0.01]))
+    positions = torch.arange(9).repeat_interleave(2)
+    spans = [Span(0, 4, 0, 4), Span(4, 9, 4, 9)]
+
+    def ours(packed):
+        tables = (angles.cos().to(device), angles.sin().to(device), positions.to(device))
+        return rotary_self_attention(packed.clone(), *tables, (9, 2, 3, 4, 8), 0.3, spans)
+
+    def oracle_or_eager(attend, packed):
+        tables = (angles.cos().to(packed.dtype), angles.sin().to(packed.dtype))
+        rotated = reference.rope(packed.view(18, 3, 4, 8), *tables, positions, 3).view(9, 2, 3, 4, 8)
+        query, key, value = rotated[..., :2, :], rotated[..., 2, :], rotated[..., 3, :]
+        return torch.cat([attend(query[a:b], key[c:d], value[c:d]) for a, b, c, d in spans])
+
+    packed = torch.randn(9, 2, 96, generator=torch.Generator().manual_seed(0))
+    check(ours, partial(oracle_or_eager, oracle), [packed], dtype, device, partial(oracle_or_eager, eager))
 
 
 @pytest.mark.parametrize("device", devices())

@@ -14,6 +14,7 @@ from megatron_synE.kernels import (
     reference,
     rms_norm,
     rope_,
+    rope_unpack,
     selection,
     swiglu,
 )
@@ -124,6 +125,53 @@ def test_rope_restarts_and_works_in_place(device):
     assert result.data_ptr() == packed.data_ptr()
     assert torch.equal(result, torch.cat(alone))
     assert torch.equal(result[:, :, 3], before[:, :, 3])
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 3, 2), (13, 2, 4, 6), (7, 3, 6, 22), (50, 3, 10, 64), (9, 1, 3, 264), (0, 1, 3, 8)]
+)
+def test_rope_that_unpacks(shape, dtype, device):
+    tokens, _, _, dim = shape
+    angles = torch.outer(torch.arange(64.0), 500000.0 ** (-torch.arange(0, dim, 2) / dim))
+    cos, sin = angles.cos(), angles.sin()
+    positions = torch.randint(0, 64, (tokens,), generator=torch.Generator().manual_seed(3))
+
+    def ours(packed):
+        return rope_unpack(packed.clone(), cos.to(device), sin.to(device), positions.to(device))
+
+    def oracle(packed):
+        rotated = reference.rope(packed, cos.double(), sin.double(), positions, shape[2] - 1)
+        return rotated[:, :, :-2], rotated[:, :, -2], rotated[:, :, -1]
+
+    check(ours, oracle, [randn(*shape)], dtype, device)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope_of_heads_that_are_not_aligned(dtype, device):
+    """A tensor may begin at any element; 16-byte accesses would not do then."""
+    angles = randn(5, 8).float().to(device)
+    positions = torch.arange(5, device=device)
+    memory = randn(5 * 2 * 4 * 16 + 1).to(device, dtype)
+    odd, even = memory[1:].view(5, 2, 4, 16), memory[1:].clone().view(5, 2, 4, 16)
+    expected = reference.rope(even.cpu(), angles.cpu(), angles.cpu(), positions.cpu(), 3)
+    parts = [rope_unpack(heads.clone() if heads is even else heads, angles, angles, positions) for heads in (even, odd)]
+    assert all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
+    together = torch.cat((parts[0][0], parts[0][1].unsqueeze(2), parts[0][2].unsqueeze(2)), dim=2)
+    torch.testing.assert_close(together.cpu(), expected)
+    assert torch.equal(rope_(even, angles, angles, positions, 3), together)
+
+
+def test_the_op_that_unpacks_has_shapes_without_values():
+    """It runs on a GPU only; "meta" shows what its fakes say, forward and backward."""
+    packed = torch.empty(6, 2, 5, 8, device="meta", requires_grad=True)
+    tables = (torch.empty(9, 4, device="meta"),) * 2
+    parts = torch.ops.syne.rope_unpack(packed, *tables, torch.empty(6, dtype=torch.int64, device="meta"))
+    assert [part.shape for part in parts] == [(6, 2, 3, 8), (6, 2, 8), (6, 2, 8)]
+    (gradient,) = torch.autograd.grad(parts, packed, [torch.empty_like(part) for part in parts])
+    assert gradient.shape == packed.shape
 
 
 @pytest.mark.parametrize("device", devices())
