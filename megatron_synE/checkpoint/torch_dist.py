@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
-import xxhash
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy
@@ -55,6 +54,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, S
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from megatron_synE.checkpoint.checksummed_file import ChecksummedFile
 from megatron_synE.checkpoint.files import INDEX_FILE, write_text
 from megatron_synE.checkpoint.index import StoredTensor
 from megatron_synE.checkpoint.whole_tensors import read_chunk, torch_dtype
@@ -151,55 +151,9 @@ def _memory_file() -> BinaryIO:
     return cast(BinaryIO, tempfile.TemporaryFile())
 
 
-class _HashingFile:
-    """A new file that takes the checksums of what is written to it: of each chunk, and of the whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
-        self._whole = xxhash.xxh3_128()
-        self._chunk = xxhash.xxh3_128()
-        self.error: OSError | None = None
-        """The first failure; torch.save hides it behind one of its own."""
-
-    def __enter__(self) -> _HashingFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def write(self, content: Any) -> int:
-        """Called by torch.save."""
-        self._chunk.update(content)
-        self._whole.update(content)
-        try:
-            return self._file.write(content)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        """Called by torch.save; `sync` does it."""
-
-    def tell(self) -> int:
-        """Bytes written so far."""
-        return self._file.tell()
-
-    def end_chunk(self) -> str:
-        """The checksum of what was written since the last call."""
-        checksum = self._chunk.hexdigest()
-        self._chunk.reset()
-        return checksum
-
-    def sync(self) -> str:
-        """Bring all of it to the disk; the checksum of the whole."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._whole.hexdigest()
-
-
 def _write_file(path: Path, items: list[WriteItem], planner: SavePlanner) -> dict[str, Any]:
     """Write the tensors of `items` one after the other; name, checksum and chunks of the file, JSON-able."""
-    with _HashingFile(path) as file:
+    with ChecksummedFile(path) as file:
         try:
             chunks = [_write_chunk(file, item, planner) for item in items]
             checksum = file.sync()
@@ -210,12 +164,12 @@ def _write_file(path: Path, items: list[WriteItem], planner: SavePlanner) -> dic
     return {"name": path.name, "checksum": checksum, "chunks": chunks}
 
 
-def _write_chunk(file: _HashingFile, item: WriteItem, planner: SavePlanner) -> dict[str, Any]:
+def _write_chunk(file: ChecksummedFile, item: WriteItem, planner: SavePlanner) -> dict[str, Any]:
     tensor = cast(torch.Tensor, planner.resolve_data(item)).detach()
     assert item.index.offset is not None, "every tensor is sharded"
     if tensor.untyped_storage().size() != tensor.nbytes:
         tensor = tensor.clone()  # torch.save writes the whole storage
-    start_bytes = file.tell()
+    start_bytes = file.size_bytes
     torch.save(tensor, cast(BinaryIO, file))
     return {
         "key": item.index.fqn,
@@ -223,8 +177,8 @@ def _write_chunk(file: _HashingFile, item: WriteItem, planner: SavePlanner) -> d
         "index": item.index.index,
         "shape": list(tensor.shape),
         "start_bytes": start_bytes,
-        "length_bytes": file.tell() - start_bytes,
-        "checksum": file.end_chunk(),
+        "length_bytes": file.size_bytes - start_bytes,
+        "checksum": file.take_checksum(),
     }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -22,56 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from megatron_synE.checkpoint.checksummed_file import ChecksummedFile
 from megatron_synE.checkpoint.files import file_checksum, fsync
 
 JOURNAL_FILE = "journal"
 FILES_DIRECTORY = "files"
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_PIECE_BYTES = 2**24
-
-
-class ChecksummedFile:
-    """A file whose xxh3_128 is known when it is written. Has what `torch.save` asks of a stream."""
-
-    def __init__(self, file: io.FileIO) -> None:
-        self._file = file
-        self._whole = xxhash.xxh3_128()
-        self._part = xxhash.xxh3_128()
-        self.size_bytes = 0
-        self.error: OSError | None = None
-        """The system's error; `torch.save` raises its own in its place."""
-
-    def write(self, content: Any) -> int:
-        """Append bytes, or what gives access to its own."""
-        view = memoryview(content).cast("B")
-        try:
-            for start in range(0, len(view), _PIECE_BYTES):
-                piece = view[start : start + _PIECE_BYTES]
-                self._whole.update(piece)
-                self._part.update(piece)
-                while piece:
-                    piece = piece[self._file.write(piece) :]
-        except OSError as error:
-            self.error = error
-            raise
-        self.size_bytes += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-    def take_checksum(self) -> str:
-        """xxh3_128 of what was written since this was asked last."""
-        checksum = self._part.hexdigest()
-        self._part.reset()
-        return checksum
-
-    def checksum(self) -> str:
-        """xxh3_128 of all that was written."""
-        return self._whole.hexdigest()
 
 
 class UnfinishedDirectory:
@@ -111,15 +67,14 @@ class UnfinishedDirectory:
         path = self.directory / name
         if entry is not None and path.stat().st_size == entry["bytes"] and file_checksum(path) == entry["checksum"]:
             return entry["facts"]
-        with open(path, "wb", buffering=0) as raw:
-            file = ChecksummedFile(raw)
+        with ChecksummedFile(path) as file:
             try:
                 facts = fill(file)
-                os.fsync(raw.fileno())
+                checksum = file.sync()
             except Exception as error:
                 path.unlink()  # its space is needed
                 raise file.error or error from None
-        self._entries[name] = {"file": name, "bytes": file.size_bytes, "checksum": file.checksum(), "facts": facts}
+        self._entries[name] = {"file": name, "bytes": file.size_bytes, "checksum": checksum, "facts": facts}
         self._append(self._entries[name])
         return facts
 

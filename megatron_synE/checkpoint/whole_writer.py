@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_synE.checkpoint import files, layout
+from megatron_synE.checkpoint.checksummed_file import ChecksummedFile
 from megatron_synE.checkpoint.contents import FORMAT
 from megatron_synE.checkpoint.hf.mapping import Parameter, parameters, stored_shape
 from megatron_synE.checkpoint.index import Chunk, StoredTensor
@@ -27,7 +28,7 @@ from megatron_synE.checkpoint.lazy_tensor import LazyTensor
 from megatron_synE.checkpoint.sharded import own_version
 from megatron_synE.checkpoint.state import FORMAT_VERSION
 from megatron_synE.checkpoint.torch_dist import metadata_of
-from megatron_synE.checkpoint.unfinished import ChecksummedFile, UnfinishedDirectory, unfinished_directory
+from megatron_synE.checkpoint.unfinished import UnfinishedDirectory, unfinished_directory
 from megatron_synE.checkpoint.whole_tensors import WholeTensors
 from megatron_synE.config.model import LlamaArchitecture
 

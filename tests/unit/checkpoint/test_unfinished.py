@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import xxhash
 
+from megatron_synE.checkpoint.checksummed_file import ChecksummedFile
 from megatron_synE.checkpoint.files import file_checksum
-from megatron_synE.checkpoint.unfinished import ChecksummedFile, unfinished_directory
+from megatron_synE.checkpoint.unfinished import unfinished_directory
 
 IDENTITY = {"source": "a"}
 
