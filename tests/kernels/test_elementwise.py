@@ -149,6 +149,14 @@ def test_bad_arguments_are_named():
         swiglu(torch.ones(2, 5))
 
 
+@pytest.mark.parametrize("elsewhere", ["cos", "sin", "positions"])
+def test_rope_refuses_operands_of_two_devices(elsewhere):
+    operands = {"cos": torch.ones(4, 2), "sin": torch.ones(4, 2), "positions": torch.zeros(3, dtype=torch.int64)}
+    operands[elsewhere] = operands[elsewhere].to("meta")
+    with pytest.raises(ValueError, match=f"{elsewhere} is on meta and packed on cpu"):
+        rope_(torch.ones(3, 1, 3, 4), *operands.values(), 2)
+
+
 def test_other_dtypes_go_to_the_reference_and_pass_gradcheck():
     x, weight = randn(3, 6).requires_grad_(), randn(6, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(partial(rms_norm, eps=1e-5), (x, weight))
