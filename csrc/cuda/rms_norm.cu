@@ -1,7 +1,7 @@
 // RMSNorm with the residual addition in front of it; the formulas stand in cpu/rms_norm.cpp.
 //
 // A block holds a row in registers. Backward, a block walks over many rows with the same columns in the same threads,
-// so that its part of the weight's gradient stays in registers; the parts are added in a fixed order afterwards.
+// so that its part of the weight's gradient stays in registers; the caller adds the parts in a fixed order.
 #include "cuda/common.cuh"
 
 namespace syne {
@@ -52,7 +52,7 @@ __global__ void forward_kernel(const T* x, const T* residual, const T* weight, T
 
 template <typename T, int N>
 __global__ void backward_kernel(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
-                                float* partial, int64_t rows, int64_t width) {
+                                float* dweight_parts, int64_t rows, int64_t width) {
   __shared__ float shared[kWarp];
   float dweight[kPacks<N>][N];
 #pragma unroll
@@ -99,22 +99,7 @@ __global__ void backward_kernel(const T* dy, const T* dsummed, const T* x, const
     int64_t column = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
     if (column >= width) break;
 #pragma unroll
-    for (int i = 0; i < N; ++i) partial[blockIdx.x * width + column + i] = dweight[p][i];
-  }
-}
-
-// One block of 32 x 8 threads sums 32 columns of the parts.
-__global__ void add_parts_kernel(const float* partial, float* dweight, int parts, int64_t width) {
-  __shared__ float sums[8][kWarp];
-  int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
-  float sum = 0.0f;
-  if (column < width)
-    for (int part = threadIdx.y; part < parts; part += 8) sum += partial[part * width + column];
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y == 0 && column < width) {
-    for (int i = 1; i < 8; ++i) sum += sums[i][threadIdx.x];
-    dweight[column] = sum;
+    for (int i = 0; i < N; ++i) dweight_parts[blockIdx.x * width + column + i] = dweight[p][i];
   }
 }
 
@@ -142,19 +127,11 @@ void run_forward(const void* x, const void* residual, const void* weight, void* 
 
 template <typename T, int N>
 void run_backward(const void* dy, const void* dsummed, const void* x, const void* weight, const float* rstd, void* dx,
-                  float* dweight, int64_t rows, int64_t width, cudaStream_t stream) {
-  int64_t most = static_cast<int64_t>(multiprocessors()) * 2;
-  int parts = static_cast<int>(rows < most ? (rows > 0 ? rows : 1) : most);
-  void* partial = nullptr;
-  check(cudaMallocAsync(&partial, sizeof(float) * parts * width, stream), "rms_norm_backward workspace");
-  backward_kernel<T, N><<<parts, threads_for<N>(width), 0, stream>>>(
+                  float* dweight_parts, int64_t parts, int64_t rows, int64_t width, cudaStream_t stream) {
+  backward_kernel<T, N><<<static_cast<unsigned>(parts), threads_for<N>(width), 0, stream>>>(
       static_cast<const T*>(dy), static_cast<const T*>(dsummed), static_cast<const T*>(x),
-      static_cast<const T*>(weight), rstd, static_cast<T*>(dx), static_cast<float*>(partial), rows, width);
+      static_cast<const T*>(weight), rstd, static_cast<T*>(dx), dweight_parts, rows, width);
   check(cudaGetLastError(), "rms_norm_backward");
-  unsigned blocks = static_cast<unsigned>((width + kWarp - 1) / kWarp);
-  add_parts_kernel<<<blocks, dim3(kWarp, 8), 0, stream>>>(static_cast<float*>(partial), dweight, parts, width);
-  check(cudaGetLastError(), "rms_norm_backward parts");
-  check(cudaFreeAsync(partial, stream), "rms_norm_backward workspace");
 }
 
 }  // namespace
@@ -174,17 +151,17 @@ void rms_norm_forward(DType dtype, const void* x, const void* residual, const vo
 }
 
 void rms_norm_backward(DType dtype, const void* dy, const void* dsummed, const void* x, const void* weight,
-                       const float* rstd, void* dx, float* dweight, int64_t rows, int64_t width,
-                       cudaStream_t stream) {
+                       const float* rstd, void* dx, float* dweight_parts, int64_t parts, int64_t rows,
+                       int64_t width, cudaStream_t stream) {
   bool wide = all_aligned(dy, dsummed, x, weight, dx);
   if (dtype == kFloat32)
     (wide && width % kWide<float> == 0 && width <= kMaxThreads * 4 * kWide<float> ? run_backward<float, kWide<float>>
                                                                                   : run_backward<float, 1>)(
-        dy, dsummed, x, weight, rstd, dx, dweight, rows, width, stream);
+        dy, dsummed, x, weight, rstd, dx, dweight_parts, parts, rows, width, stream);
   else
     (wide && width % kWide<bf16> == 0 && width <= kMaxThreads * 4 * kWide<bf16> ? run_backward<bf16, kWide<bf16>>
                                                                                 : run_backward<bf16, 1>)(
-        dy, dsummed, x, weight, rstd, dx, dweight, rows, width, stream);
+        dy, dsummed, x, weight, rstd, dx, dweight_parts, parts, rows, width, stream);
 }
 
 }  // namespace syne

@@ -135,7 +135,8 @@ def test_non_contiguous_inputs(device):
         assert torch.equal(swiglu(view), swiglu(view.contiguous()))
     with pytest.raises(ValueError, match="contiguous"):
         angles = torch.ones(4, 2, device=device)
-        rope_(x[:, :4, :4].unsqueeze(1).expand(9, 2, 4, 4), angles, angles, torch.zeros(9, dtype=torch.int64), 3)
+        positions = torch.zeros(9, dtype=torch.int64, device=device)
+        rope_(x[:, :4, :4].unsqueeze(1).expand(9, 2, 4, 4), angles, angles, positions, 3)
 
 
 def test_bad_arguments_are_named():
