@@ -1,4 +1,5 @@
-// megatron_synE._kernels_cuda: the functions of _kernels_cpu with a stream as last argument.
+// megatron_synE._kernels_cuda: the functions of _kernels_cpu with a stream as last argument. Results that are sums
+// over the device go to memory of the caller: nothing is allocated here.
 #include <pybind11/pybind11.h>
 
 #include "cuda/kernels.h"
@@ -37,10 +38,10 @@ PYBIND11_MODULE(_kernels_cuda, m) {
       release());
   m.def(
       "rms_norm_backward",
-      [](int dtype, Address dy, Address dsummed, Address x, Address weight, Address rstd, Address dx, Address dweight,
-         int64_t rows, int64_t width, Address stream) {
+      [](int dtype, Address dy, Address dsummed, Address x, Address weight, Address rstd, Address dx,
+         Address dweight_parts, int64_t parts, int64_t rows, int64_t width, Address stream) {
         syne::rms_norm_backward(type_of(dtype), at(dy), at(dsummed), at(x), at(weight), at<float>(rstd), at(dx),
-                                at<float>(dweight), rows, width, queue(stream));
+                                at<float>(dweight_parts), parts, rows, width, queue(stream));
       },
       release());
   m.def(

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "cuda/kernels.h"
 
@@ -49,20 +50,34 @@ __device__ __forceinline__ void store_pack(T* target, const Pack<T, N>& pack) {
   *reinterpret_cast<Pack<T, N>*>(target) = pack;
 }
 
+// The compiler forgets what it has unpacked of a 16-byte pack, which takes half the registers of the unpacked values.
+template <typename T, int N>
+__device__ __forceinline__ void keep_packed(Pack<T, N>& pack) {
+  auto* words = reinterpret_cast<unsigned*>(&pack);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(words[i]));
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 
-// Sum over the block, the same in every thread; `shared` holds one float a warp. Safe to call repeatedly.
-__device__ __forceinline__ float block_sum(float value, float* shared) {
-  int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = (blockDim.x + kWarp - 1) / kWarp;
+// Sum over the block of whole warps, the same in every thread; `shared` holds one float a warp, and nobody may still
+// be reading it.
+__device__ __forceinline__ float block_sum_unguarded(float value, float* shared) {
+  int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   value = warp_sum(value);
-  __syncthreads();
   if (lane == 0) shared[warp] = value;
   __syncthreads();
   return warp_sum(lane < warps ? shared[lane] : 0.0f);
+}
+
+// The same, safe to call repeatedly with one `shared`.
+__device__ __forceinline__ float block_sum(float value, float* shared) {
+  __syncthreads();
+  return block_sum_unguarded(value, shared);
 }
 
 inline bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }

@@ -14,8 +14,10 @@ enum DType : int { kFloat32 = 0, kBFloat16 = 1 };
 
 void rms_norm_forward(DType dtype, const void* x, const void* residual, const void* weight, void* summed, void* y,
                       float* rstd, int64_t rows, int64_t width, float eps, cudaStream_t stream);
+// The gradient of the weight is the sum of `parts` rows of `dweight_parts`, each written by one block.
 void rms_norm_backward(DType dtype, const void* dy, const void* dsummed, const void* x, const void* weight,
-                       const float* rstd, void* dx, float* dweight, int64_t rows, int64_t width, cudaStream_t stream);
+                       const float* rstd, void* dx, float* dweight_parts, int64_t parts, int64_t rows, int64_t width,
+                       cudaStream_t stream);
 
 void rope_in_place(DType dtype, void* packed, const float* cos, const float* sin, const int64_t* positions,
                    int64_t tokens, int64_t groups, int64_t group_heads, int64_t rotated_heads, int64_t head_dim,

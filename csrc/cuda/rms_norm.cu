@@ -1,160 +1,206 @@
 // RMSNorm with the residual addition in front of it; the formulas stand in cpu/rms_norm.cpp.
 //
-// A block holds a row in registers. Backward, a block walks over many rows with the same columns in the same threads,
-// so that its part of the weight's gradient stays in registers; the parts are added in a fixed order afterwards.
+// A block holds a row in registers, P packs of N elements a thread, and asks for all of it at once. Backward, a block
+// walks over many rows with the same columns in the same threads, so that its part of the weight's gradient stays in
+// registers; the caller adds the parts in a fixed order. Rows that are not made of packs, or too long, are read twice.
 #include "cuda/common.cuh"
 
 namespace syne {
 namespace {
 
-// Packs of one thread; 16-byte packs leave registers for 4, single elements are for odd widths.
-template <int N>
-constexpr int kPacks = N > 1 ? 4 : 32;
+// At most 64 registers a thread then: two blocks of 512 threads fit a multiprocessor.
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxPacks = 2;
+constexpr int kThreadsOfAnyRow = 512;
 
-template <typename T, int N>
-__global__ void forward_kernel(const T* x, const T* residual, const T* weight, T* summed, T* y, float* rstd,
-                               int64_t width, float eps) {
+template <typename T, int N, int P>
+__global__ void __launch_bounds__(kMaxThreads)
+    forward_kernel(const T* x, const T* residual, const T* weight, T* summed, T* y, float* rstd, int64_t width,
+                   float eps) {
   __shared__ float shared[kWarp];
-  int64_t row = blockIdx.x;
-  float values[kPacks<N>][N];
+  int64_t row = blockIdx.x, offset = row * width;
+  int columns = static_cast<int>(width), step = blockDim.x * N, first = threadIdx.x * N;
+  Pack<T, N> values[P], others[P];
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    int column = first + p * step;
+    if (column < columns) values[p] = load_pack<T, N>(x + offset + column);
+    if (column < columns && residual) others[p] = load_pack<T, N>(residual + offset + column);
+  }
   float squares = 0.0f;
 #pragma unroll
-  for (int p = 0; p < kPacks<N>; ++p) {
-    int64_t column = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
-    if (column >= width) break;
-    auto pack = load_pack<T, N>(x + row * width + column);
+  for (int p = 0; p < P; ++p) {
+    int column = first + p * step;
+    if (column >= columns) break;
     if (residual) {
-      auto other = load_pack<T, N>(residual + row * width + column);
 #pragma unroll
-      for (int i = 0; i < N; ++i) pack.item[i] = from_float<T>(to_float(pack.item[i]) + to_float(other.item[i]));
-      store_pack<T, N>(summed + row * width + column, pack);
+      for (int i = 0; i < N; ++i)
+        values[p].item[i] = from_float<T>(to_float(values[p].item[i]) + to_float(others[p].item[i]));
+      store_pack<T, N>(summed + offset + column, values[p]);
     }
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      values[p][i] = to_float(pack.item[i]);
-      squares += values[p][i] * values[p][i];
-    }
+    for (int i = 0; i < N; ++i) squares += to_float(values[p].item[i]) * to_float(values[p].item[i]);
   }
   float scale = 1.0f / sqrtf(block_sum(squares, shared) / static_cast<float>(width) + eps);
   if (threadIdx.x == 0) rstd[row] = scale;
 #pragma unroll
-  for (int p = 0; p < kPacks<N>; ++p) {
-    int64_t column = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
-    if (column >= width) break;
+  for (int p = 0; p < P; ++p) {
+    int column = first + p * step;
+    if (column >= columns) break;
     auto w = load_pack<T, N>(weight + column);
-    Pack<T, N> out;
 #pragma unroll
-    for (int i = 0; i < N; ++i) out.item[i] = from_float<T>(values[p][i] * scale * to_float(w.item[i]));
-    store_pack<T, N>(y + row * width + column, out);
+    for (int i = 0; i < N; ++i)
+      values[p].item[i] = from_float<T>(to_float(values[p].item[i]) * scale * to_float(w.item[i]));
+    store_pack<T, N>(y + offset + column, values[p]);
   }
 }
 
-template <typename T, int N>
-__global__ void backward_kernel(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
-                                float* partial, int64_t rows, int64_t width) {
+template <typename T>
+__global__ void __launch_bounds__(kThreadsOfAnyRow)
+    forward_any_kernel(const T* x, const T* residual, const T* weight, T* summed, T* y, float* rstd, int64_t width,
+                       float eps) {
   __shared__ float shared[kWarp];
-  float dweight[kPacks<N>][N];
+  int64_t row = blockIdx.x, offset = row * width;
+  float squares = 0.0f;
+  for (int64_t column = threadIdx.x; column < width; column += blockDim.x) {
+    T value = x[offset + column];
+    if (residual) summed[offset + column] = value = from_float<T>(to_float(value) + to_float(residual[offset + column]));
+    squares += to_float(value) * to_float(value);
+  }
+  float scale = 1.0f / sqrtf(block_sum(squares, shared) / static_cast<float>(width) + eps);
+  if (threadIdx.x == 0) rstd[row] = scale;
+  const T* values = (residual ? summed : x) + offset;
+  for (int64_t column = threadIdx.x; column < width; column += blockDim.x)
+    y[offset + column] = from_float<T>(to_float(values[column]) * scale * to_float(weight[column]));
+}
+
+template <typename T, int N, int P>
+__global__ void __launch_bounds__(kMaxThreads)
+    backward_kernel(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
+                    float* dweight_parts, int64_t rows, int64_t width) {
+  __shared__ float shared[2][kWarp];
+  int columns = static_cast<int>(width), step = blockDim.x * N, first = threadIdx.x * N;
+  float dweight[P][N] = {};
+  int turn = 0;
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
+    int64_t offset = row * width;
+    Pack<T, N> grads[P], values[P], others[P];
 #pragma unroll
-  for (int p = 0; p < kPacks<N>; ++p)
-#pragma unroll
-    for (int i = 0; i < N; ++i) dweight[p][i] = 0.0f;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (int p = 0; p < P; ++p) {
+      int column = first + p * step;
+      if (column >= columns) break;
+      grads[p] = load_pack<T, N>(dy + offset + column);
+      values[p] = load_pack<T, N>(x + offset + column);
+      if (dsummed) others[p] = load_pack<T, N>(dsummed + offset + column);
+    }
     float scale = rstd[row], dot = 0.0f;
 #pragma unroll
-    for (int p = 0; p < kPacks<N>; ++p) {
-      int64_t column = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
-      if (column >= width) break;
-      auto g = load_pack<T, N>(dy + row * width + column);
-      auto v = load_pack<T, N>(x + row * width + column);
+    for (int p = 0; p < P; ++p) {
+      int column = first + p * step;
+      if (column >= columns) break;
       auto w = load_pack<T, N>(weight + column);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        float grad = to_float(g.item[i]), value = to_float(v.item[i]);
+        float grad = to_float(grads[p].item[i]), value = to_float(values[p].item[i]);
         dot += grad * to_float(w.item[i]) * value;
         dweight[p][i] += grad * value * scale;
       }
     }
-    float mean = block_sum(dot, shared) * scale * scale / static_cast<float>(width);
+    // Two rows' sums take turns in shared memory, so one barrier a row is enough.
+    float mean = block_sum_unguarded(dot, shared[turn]) * scale * scale / static_cast<float>(width);
 #pragma unroll
-    for (int p = 0; p < kPacks<N>; ++p) {
-      int64_t column = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
-      if (column >= width) break;
-      // The second read of the row comes from the cache.
-      auto g = load_pack<T, N>(dy + row * width + column);
-      auto v = load_pack<T, N>(x + row * width + column);
+    for (int p = 0; p < P; ++p) {
+      int column = first + p * step;
+      if (column >= columns) break;
+      keep_packed(grads[p]);
+      keep_packed(values[p]);
       auto w = load_pack<T, N>(weight + column);
-      Pack<T, N> extra{}, out;
-      if (dsummed) extra = load_pack<T, N>(dsummed + row * width + column);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        float grad = scale * (to_float(g.item[i]) * to_float(w.item[i]) - to_float(v.item[i]) * mean);
-        out.item[i] = from_float<T>(dsummed ? grad + to_float(extra.item[i]) : grad);
+        float grad = scale * (to_float(grads[p].item[i]) * to_float(w.item[i]) - to_float(values[p].item[i]) * mean);
+        values[p].item[i] = from_float<T>(dsummed ? grad + to_float(others[p].item[i]) : grad);
       }
-      store_pack<T, N>(dx + row * width + column, out);
+      store_pack<T, N>(dx + offset + column, values[p]);
     }
   }
 #pragma unroll
-  for (int p = 0; p < kPacks<N>; ++p) {
-    int64_t column = (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * N;
-    if (column >= width) break;
+  for (int p = 0; p < P; ++p) {
+    int column = first + p * step;
+    if (column >= columns) break;
 #pragma unroll
-    for (int i = 0; i < N; ++i) partial[blockIdx.x * width + column + i] = dweight[p][i];
+    for (int i = 0; i < N; ++i) dweight_parts[blockIdx.x * width + column + i] = dweight[p][i];
   }
 }
 
-// One block of 32 x 8 threads sums 32 columns of the parts.
-__global__ void add_parts_kernel(const float* partial, float* dweight, int parts, int64_t width) {
-  __shared__ float sums[8][kWarp];
-  int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
-  float sum = 0.0f;
-  if (column < width)
-    for (int part = threadIdx.y; part < parts; part += 8) sum += partial[part * width + column];
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y == 0 && column < width) {
-    for (int i = 1; i < 8; ++i) sum += sums[i][threadIdx.x];
-    dweight[column] = sum;
+template <typename T>
+__global__ void __launch_bounds__(kThreadsOfAnyRow)
+    backward_any_kernel(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
+                        float* dweight_parts, int64_t rows, int64_t width) {
+  __shared__ float shared[kWarp];
+  float* dweight = dweight_parts + blockIdx.x * width;
+  for (int64_t column = threadIdx.x; column < width; column += blockDim.x) dweight[column] = 0.0f;
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    int64_t offset = row * width;
+    float scale = rstd[row], dot = 0.0f;
+    for (int64_t column = threadIdx.x; column < width; column += blockDim.x) {
+      float grad = to_float(dy[offset + column]), value = to_float(x[offset + column]);
+      dot += grad * to_float(weight[column]) * value;
+      dweight[column] += grad * value * scale;
+    }
+    float mean = block_sum(dot, shared) * scale * scale / static_cast<float>(width);
+    for (int64_t column = threadIdx.x; column < width; column += blockDim.x) {
+      float grad = to_float(dy[offset + column]) * to_float(weight[column]) - to_float(x[offset + column]) * mean;
+      float other = dsummed ? to_float(dsummed[offset + column]) : 0.0f;
+      dx[offset + column] = from_float<T>(grad * scale + other);
+    }
   }
 }
 
-template <int N>
-int threads_for(int64_t width) {
-  int64_t packs = (width + N - 1) / N;
-  // Wide packs: one to four a thread, at least four warps. Single elements: as many threads as there are.
-  int64_t threads = N > 1 ? (packs + 1) / 2 : packs;
-  threads = (threads + kWarp - 1) / kWarp * kWarp;
-  if (threads < 128) threads = 128;
-  if (threads > kMaxThreads) threads = kMaxThreads;
-  if (threads * kPacks<N> * N < width)
-    throw std::invalid_argument("rms_norm: the last dimension of " + std::to_string(width) + " is too large");
-  return static_cast<int>(threads);
+unsigned whole_warps(int64_t threads) { return static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp); }
+
+// Calls body(P, threads) with the packs of a thread, as a type, where a row of `width` can be held; else false.
+template <typename T, typename Body>
+bool with_packs(bool wide, int64_t width, const Body& body) {
+  int64_t packs = width / kWide<T>;
+  if (!wide || width % kWide<T> != 0 || packs > kMaxThreads * kMaxPacks) return false;
+  // One pack a thread; beyond 512 threads two packs, so that two blocks still fit a multiprocessor.
+  if (packs <= kMaxThreads / 2)
+    body(std::integral_constant<int, 1>(), whole_warps(packs));
+  else
+    body(std::integral_constant<int, kMaxPacks>(), whole_warps((packs + kMaxPacks - 1) / kMaxPacks));
+  return true;
 }
 
-template <typename T, int N>
+template <typename T>
 void run_forward(const void* x, const void* residual, const void* weight, void* summed, void* y, float* rstd,
                  int64_t rows, int64_t width, float eps, cudaStream_t stream) {
-  forward_kernel<T, N><<<static_cast<unsigned>(rows), threads_for<N>(width), 0, stream>>>(
-      static_cast<const T*>(x), static_cast<const T*>(residual), static_cast<const T*>(weight),
-      static_cast<T*>(summed), static_cast<T*>(y), rstd, width, eps);
+  auto blocks = static_cast<unsigned>(rows);
+  auto launch = [&](auto kernel, unsigned threads) {
+    kernel<<<blocks, threads, 0, stream>>>(static_cast<const T*>(x), static_cast<const T*>(residual),
+                                           static_cast<const T*>(weight), static_cast<T*>(summed), static_cast<T*>(y),
+                                           rstd, width, eps);
+  };
+  bool held = with_packs<T>(all_aligned(x, residual, weight, summed, y), width, [&](auto packs, unsigned threads) {
+    launch(forward_kernel<T, kWide<T>, decltype(packs)::value>, threads);
+  });
+  if (!held) launch(forward_any_kernel<T>, kThreadsOfAnyRow);
   check(cudaGetLastError(), "rms_norm_forward");
 }
 
-template <typename T, int N>
+template <typename T>
 void run_backward(const void* dy, const void* dsummed, const void* x, const void* weight, const float* rstd, void* dx,
-                  float* dweight, int64_t rows, int64_t width, cudaStream_t stream) {
-  int64_t most = static_cast<int64_t>(multiprocessors()) * 2;
-  int parts = static_cast<int>(rows < most ? (rows > 0 ? rows : 1) : most);
-  void* partial = nullptr;
-  check(cudaMallocAsync(&partial, sizeof(float) * parts * width, stream), "rms_norm_backward workspace");
-  backward_kernel<T, N><<<parts, threads_for<N>(width), 0, stream>>>(
-      static_cast<const T*>(dy), static_cast<const T*>(dsummed), static_cast<const T*>(x),
-      static_cast<const T*>(weight), rstd, static_cast<T*>(dx), static_cast<float*>(partial), rows, width);
+                  float* dweight_parts, int64_t parts, int64_t rows, int64_t width, cudaStream_t stream) {
+  auto blocks = static_cast<unsigned>(parts);
+  auto launch = [&](auto kernel, unsigned threads) {
+    kernel<<<blocks, threads, 0, stream>>>(static_cast<const T*>(dy), static_cast<const T*>(dsummed),
+                                           static_cast<const T*>(x), static_cast<const T*>(weight), rstd,
+                                           static_cast<T*>(dx), dweight_parts, rows, width);
+  };
+  bool held = with_packs<T>(all_aligned(dy, dsummed, x, weight, dx), width, [&](auto packs, unsigned threads) {
+    launch(backward_kernel<T, kWide<T>, decltype(packs)::value>, threads);
+  });
+  if (!held) launch(backward_any_kernel<T>, kThreadsOfAnyRow);
   check(cudaGetLastError(), "rms_norm_backward");
-  unsigned blocks = static_cast<unsigned>((width + kWarp - 1) / kWarp);
-  add_parts_kernel<<<blocks, dim3(kWarp, 8), 0, stream>>>(static_cast<float*>(partial), dweight, parts, width);
-  check(cudaGetLastError(), "rms_norm_backward parts");
-  check(cudaFreeAsync(partial, stream), "rms_norm_backward workspace");
 }
 
 }  // namespace
@@ -162,29 +208,15 @@ void run_backward(const void* dy, const void* dsummed, const void* x, const void
 void rms_norm_forward(DType dtype, const void* x, const void* residual, const void* weight, void* summed, void* y,
                       float* rstd, int64_t rows, int64_t width, float eps, cudaStream_t stream) {
   if (rows == 0) return;
-  bool wide = all_aligned(x, residual, weight, summed, y);
-  if (dtype == kFloat32)
-    (wide && width % kWide<float> == 0 && width <= kMaxThreads * 4 * kWide<float> ? run_forward<float, kWide<float>>
-                                                                                  : run_forward<float, 1>)(
-        x, residual, weight, summed, y, rstd, rows, width, eps, stream);
-  else
-    (wide && width % kWide<bf16> == 0 && width <= kMaxThreads * 4 * kWide<bf16> ? run_forward<bf16, kWide<bf16>>
-                                                                                : run_forward<bf16, 1>)(
-        x, residual, weight, summed, y, rstd, rows, width, eps, stream);
+  auto run = dtype == kFloat32 ? run_forward<float> : run_forward<bf16>;
+  run(x, residual, weight, summed, y, rstd, rows, width, eps, stream);
 }
 
 void rms_norm_backward(DType dtype, const void* dy, const void* dsummed, const void* x, const void* weight,
-                       const float* rstd, void* dx, float* dweight, int64_t rows, int64_t width,
+                       const float* rstd, void* dx, float* dweight_parts, int64_t parts, int64_t rows, int64_t width,
                        cudaStream_t stream) {
-  bool wide = all_aligned(dy, dsummed, x, weight, dx);
-  if (dtype == kFloat32)
-    (wide && width % kWide<float> == 0 && width <= kMaxThreads * 4 * kWide<float> ? run_backward<float, kWide<float>>
-                                                                                  : run_backward<float, 1>)(
-        dy, dsummed, x, weight, rstd, dx, dweight, rows, width, stream);
-  else
-    (wide && width % kWide<bf16> == 0 && width <= kMaxThreads * 4 * kWide<bf16> ? run_backward<bf16, kWide<bf16>>
-                                                                                : run_backward<bf16, 1>)(
-        dy, dsummed, x, weight, rstd, dx, dweight, rows, width, stream);
+  auto run = dtype == kFloat32 ? run_backward<float> : run_backward<bf16>;
+  run(dy, dsummed, x, weight, rstd, dx, dweight_parts, parts, rows, width, stream);
 }
 
 }  // namespace syne

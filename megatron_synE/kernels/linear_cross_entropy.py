@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
-from megatron_synE.kernels.selection import is_compiled
+from megatron_synE.kernels.selection import is_compiled, require_one_device
 from megatron_synE.kernels.weight_gradient import accumulate_, holder_of_main_grad, placeholder_gradient
 
 # Bytes of one chunk's logits: large enough for efficient products, small enough to stay near the cores' caches.
@@ -70,6 +70,8 @@ def linear_cross_entropy(
         )
     if labels_N.shape != (tokens,) or loss_mask_N.shape != (tokens,) or labels_N.dtype != torch.int64:
         raise ValueError(f"labels (int64) and loss_mask must be [{tokens}], one entry a token")
+    operands = {"hidden": hidden_NH, "weight": weight_VH, "labels": labels_N, "loss_mask": loss_mask_N}
+    require_one_device("linear_cross_entropy", **operands)
     shards = 1 if group is None else dist.get_world_size(group)
     if not 0 < vocab_size <= weight_VH.shape[0] * shards:
         raise ValueError(f"vocab_size {vocab_size} is not within the {weight_VH.shape[0]} x {shards} rows of weight")

@@ -75,10 +75,17 @@ def _rms_norm_backward(
     dy, x, weight = dy_NH.contiguous(), x_NH.contiguous(), weight_H.contiguous()
     dsummed = None if dsummed_NH is None else dsummed_NH.contiguous()
     dx = torch.empty_like(x)
-    dweight = torch.empty(weight.shape, dtype=torch.float32, device=x.device)
+    parts = () if x.device.type == "cpu" else (_num_parts(x),)
+    dweight = torch.empty(*parts, *weight.shape, dtype=torch.float32, device=x.device)
     pointers = (dy, dsummed, x, weight, rstd_N, dx, dweight)
-    launch("rms_norm_backward", x.device, code(x), *map(address, pointers), *x.shape)
-    return dx, dweight.to(weight.dtype)
+    launch("rms_norm_backward", x.device, code(x), *map(address, pointers), *parts, *x.shape)
+    return dx, (dweight.sum(0) if parts else dweight).to(weight.dtype)
+
+
+def _num_parts(x_NH: torch.Tensor) -> int:
+    """Blocks that share the rows on a GPU; each leaves its part of the weight's gradient, and no atomics are needed."""
+    multiprocessors = torch.cuda.get_device_properties(x_NH.device).multi_processor_count
+    return max(1, min(x_NH.shape[0], 2 * multiprocessors))
 
 
 @_rms_norm.register_fake

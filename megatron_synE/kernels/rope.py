@@ -12,7 +12,7 @@ import torch
 
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
-from megatron_synE.kernels.selection import is_compiled
+from megatron_synE.kernels.selection import is_compiled, require_one_device
 
 
 def rope_(
@@ -83,6 +83,7 @@ def _checked_shape(
             f"cos {tuple(cos_PD.shape)}, sin {tuple(sin_PD.shape)} and positions {tuple(positions_N.shape)} "
             f"do not fit packed heads {shape}"
         )
+    require_one_device("rope", packed=packed, cos=cos_PD, sin=sin_PD, positions=positions_N)
     if not packed.is_contiguous():
         raise ValueError("rope needs the packed heads in a contiguous tensor; call .contiguous() first")
     return shape

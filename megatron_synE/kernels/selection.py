@@ -72,6 +72,16 @@ def is_compiled(op: str, *tensors: torch.Tensor) -> bool:
     return all(t.dtype in _native.ELEMENT_CODES and t.device == device for t in tensors)
 
 
+def require_one_device(op: str, **tensors: torch.Tensor) -> None:
+    """A kernel is handed bare pointers, so an operand on another device has to be refused before; names the first."""
+    (first, tensor), *others = tensors.items()
+    for name, other in others:
+        if other.device != tensor.device:
+            raise ValueError(
+                f"{op}: {name} is on {other.device} and {first} on {tensor.device}; move them to one device"
+            )
+
+
 @contextmanager
 def override(op: str, implementation: Implementation) -> Iterator[None]:
     """Run `op` (or "all") with this implementation inside the block; for tests and benchmarks."""

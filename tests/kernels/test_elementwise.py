@@ -183,7 +183,8 @@ def test_non_contiguous_inputs(device):
         assert torch.equal(swiglu(view), swiglu(view.contiguous()))
     with pytest.raises(ValueError, match="contiguous"):
         angles = torch.ones(4, 2, device=device)
-        rope_(x[:, :4, :4].unsqueeze(1).expand(9, 2, 4, 4), angles, angles, torch.zeros(9, dtype=torch.int64), 3)
+        positions = torch.zeros(9, dtype=torch.int64, device=device)
+        rope_(x[:, :4, :4].unsqueeze(1).expand(9, 2, 4, 4), angles, angles, positions, 3)
 
 
 def test_bad_arguments_are_named():
@@ -195,6 +196,14 @@ def test_bad_arguments_are_named():
         add_rms_norm(torch.ones(2, 4), torch.ones(3, 4), torch.ones(4), 1e-5)
     with pytest.raises(ValueError, match="even"):
         swiglu(torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("elsewhere", ["cos", "sin", "positions"])
+def test_rope_refuses_operands_of_two_devices(elsewhere):
+    operands = {"cos": torch.ones(4, 2), "sin": torch.ones(4, 2), "positions": torch.zeros(3, dtype=torch.int64)}
+    operands[elsewhere] = operands[elsewhere].to("meta")
+    with pytest.raises(ValueError, match=f"{elsewhere} is on meta and packed on cpu"):
+        rope_(torch.ones(3, 1, 3, 4), *operands.values(), 2)
 
 
 def test_other_dtypes_go_to_the_reference_and_pass_gradcheck():

@@ -109,6 +109,14 @@ def test_bad_arguments_are_named():
         linear_cross_entropy(h, w, labels, mask, 11)
 
 
+@pytest.mark.parametrize("elsewhere", ["weight", "labels", "loss_mask"])
+def test_operands_of_two_devices_are_refused(elsewhere):
+    operands = dict(zip(("hidden", "weight", "labels", "loss_mask"), case(5, 8, 10, 10), strict=True))
+    operands[elsewhere] = operands[elsewhere].to("meta")
+    with pytest.raises(ValueError, match=f"{elsewhere} is on meta and hidden on cpu"):
+        linear_cross_entropy(*operands.values(), 10)
+
+
 def _shard(dtype_name: str) -> list[torch.Tensor]:
     torch.distributed.init_process_group("gloo")
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()

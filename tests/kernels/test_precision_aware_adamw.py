@@ -109,11 +109,11 @@ def test_a_nan_stays_one_in_the_upper_half(device):
 @pytest.mark.parametrize("device", devices())
 def test_the_kernel_splits_results_as_the_reference(device):
     """From fp32 main values and from halves the same step leaves the same fp32 values, halves as `split_fp32`."""
-    generator = torch.Generator(device).manual_seed(4)
-    main = torch.randn(300_000, generator=generator, device=device)
+    generator = torch.Generator().manual_seed(4)
+    main = torch.randn(300_000, generator=generator).to(device)
     high, remainder = reference.split_fp32(main)
     for step in range(1, 4):
-        grad = torch.randn(main.shape, generator=generator, device=device)
+        grad = torch.randn(main.shape, generator=generator).to(device)
         adamw_(main, grad, *torch.zeros(2, main.numel(), device=device).unbind(0), step=step, **HYPER)
         adamw_(high, grad, *torch.zeros(2, main.numel(), device=device).unbind(0), step=step, remainder=remainder,
                **HYPER)  # fmt: skip
