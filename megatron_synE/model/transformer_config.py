@@ -54,6 +54,7 @@ def make_transformer_config(
         # processes and be taken for each other; overlapped ones are issued one by one.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        batch_p2p_sync=False,  # a wait of the host after each exchange, for a fault of torch before 2.0
         bf16=precision.dtype == "bf16",
         use_cpu_initialization=device.type == "cpu",
         # The loss is a sum over tokens; finalize_model_grads divides once by the global number of valid tokens.
