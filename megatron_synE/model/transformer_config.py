@@ -66,7 +66,7 @@ def make_transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=model.transformer_impl == "fused",
         **_recompute(model),
-        **_fp8(precision),
+        **(_fp8(precision) if model.transformer_impl == "transformer_engine" else {}),
     )
 
 
@@ -86,4 +86,7 @@ def _fp8(precision: PrecisionConfig) -> dict[str, Any]:
         "fp8_recipe": precision.fp8_recipe,
         "fp8_amax_history_len": precision.fp8_amax_history_len,
         "fp8_amax_compute_algo": "max",
+        "first_last_layers_bf16": precision.first_last_layers_bf16,
+        "num_layers_at_start_in_bf16": precision.num_layers_at_start_in_bf16,
+        "num_layers_at_end_in_bf16": precision.num_layers_at_end_in_bf16,
     }
