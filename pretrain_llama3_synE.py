@@ -63,6 +63,9 @@ class Training:
         from megatron_synE.config.parse import parse_job
 
         job = parse_job(arguments)
+        from megatron_synE.runtime.process_groups import set_cuda_environment
+
+        set_cuda_environment(job.parallel)  # before the imports of megatron-core, which ask for a GPU
         from megatron_synE.checkpoint.collective import on_rank_zero
         from megatron_synE.runtime import initialize, shut_down
         from megatron_synE.runtime.peers import Peers
@@ -76,7 +79,7 @@ class Training:
         self.stop_signal.meet(self.peers)
         watchdog = self._watchdog(job, self.peers)
         watchdog.start()
-        if not self.stop_signal.anywhere(runtime.device):
+        if not self.stop_signal.anywhere(runtime.host_group):
             lock = self._lock(job)
             on_rank_zero(lock.acquire)
             try:

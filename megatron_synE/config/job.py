@@ -50,9 +50,40 @@ class JobConfig:
         found += self._model_problems(base)
         if self.parallel.model_parallel_size > 0:
             found += self._batch_problems(world_size)
-        if self.precision.fp8 != "none" and self.model.transformer_impl != "transformer_engine":
-            found.append("precision.fp8: needs model.transformer_impl transformer_engine")
-        return found + self._optimizer_problems()
+        return found + self._fp8_problems(base) + self._optimizer_problems()
+
+    def _fp8_problems(self, base: LlamaArchitecture | None) -> list[str]:
+        if self.precision.fp8 == "none" or self.model.transformer_impl == "transformer_engine":
+            return []
+        if self.model.transformer_impl != "fused":
+            return ["precision.fp8: needs model.transformer_impl fused or transformer_engine"]
+        found = []
+        if self.precision.fp8_recipe != "tensorwise":
+            found.append(
+                "precision.fp8_recipe: model.transformer_impl fused scales by the current tensor; use tensorwise"
+            )
+        try:
+            sizes = self._sizes_of_products(self.model.architecture(base))
+        except ValueError:
+            return found  # reported with the model's fields
+        found += [
+            f"precision.fp8: {name} is {size} on each process, and 8-bit products need multiples of 16; use none"
+            for name, size in sizes.items()
+            if size % 16
+        ]
+        return found
+
+    def _sizes_of_products(self, model: LlamaArchitecture) -> dict[str, int]:
+        """Dimensions of the linear layers' products on one process, by what they come from."""
+        tp = max(1, self.parallel.tensor_model_parallel_size)
+        tokens = self.training.micro_batch_size * self.data.seq_length // max(1, self.parallel.context_parallel_size)
+        return {
+            "model.hidden_size": model.hidden_size,
+            "model.ffn_hidden_size": model.ffn_hidden_size // tp,
+            "model.num_attention_heads x head width": model.num_attention_heads * model.head_dim // tp,
+            "model.num_query_groups x head width": model.num_query_groups * model.head_dim // tp,
+            "training.micro_batch_size x data.seq_length": tokens,
+        }
 
     def _optimizer_problems(self) -> list[str]:
         if not self.optimizer.use_precision_aware_optimizer:

@@ -10,6 +10,7 @@ from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
 from megatron_synE.kernels import return_large_buffers
+from megatron_synE.model.fp8_linear import use_fp8_products
 from megatron_synE.model.fused_llama import FusedLlamaModel
 from megatron_synE.model.layer_specs import block_spec
 from megatron_synE.model.llama import LlamaModel
@@ -29,6 +30,9 @@ def build_model_chunks(
     """This process's chunks: one, or virtual_pipeline_model_parallel_size of them, on `device`.
 
     Needs megatron-core's process groups (`megatron_synE.runtime.initialize`).
+
+    Raises:
+        ValueError: the device has no 8-bit products, and `precision` wants them.
     """
     if model.transformer_impl == "fused":
         install_gradient_accumulation_fusion()
@@ -36,7 +40,11 @@ def build_model_chunks(
     config = make_transformer_config(architecture, model, parallel, precision, device=device)
     virtual = parallel.virtual_pipeline_model_parallel_size
     stages: list[int | None] = list(range(virtual)) if virtual else [None]
-    return [_build_chunk(architecture, model, parallel, config, vp_stage, device) for vp_stage in stages]
+    chunks = [_build_chunk(architecture, model, parallel, config, vp_stage, device) for vp_stage in stages]
+    if model.transformer_impl == "fused" and precision.fp8 != "none":
+        for chunk in chunks:
+            use_fp8_products(chunk, precision, device)
+    return chunks
 
 
 def _build_chunk(

@@ -101,7 +101,7 @@ class FusedMLP(MLP):
             return self.linear_fc2(swiglu(gate_and_up))
         activated = swiglu(gate_and_up, overwrite=True)
         output, bias = self.linear_fc2(activated)
-        if self.config.recompute_granularity != "full":
+        if self.config.recompute_granularity != "full" and getattr(self.linear_fc2, "keeps_input", True):
             # SwiGLU again in the backward pass costs one cheap pass and saves a third of the MLP's activations.
             drop_until_backward(activated, gate_and_up, output)
         return output, bias

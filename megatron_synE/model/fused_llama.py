@@ -99,8 +99,10 @@ class _TokenLosses(torch.autograd.Function):
         (mask_N,) = ctx.saved_tensors
         # All quotients are equal where the mask is not 0; one of the largest magnitude is taken, 0 if all is masked.
         multiple = torch.where(mask_N != 0, gradient_N / mask_N, 0.0)
-        factor = multiple[multiple.abs().argmax()] if multiple.numel() else gradient_N.sum()
-        return factor, None, None
+        if multiple.numel() == 0:
+            return gradient_N.sum(), None, None
+        # take, for an index in brackets would be brought to the host.
+        return multiple.take(multiple.abs().argmax()), None, None
 
 
 class FusedVocabParallelEmbedding(VocabParallelEmbedding):

@@ -54,6 +54,7 @@ def make_transformer_config(
         # processes and be taken for each other; overlapped ones are issued one by one.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        batch_p2p_sync=False,  # a wait of the host after each exchange, for a fault of torch before 2.0
         bf16=precision.dtype == "bf16",
         use_cpu_initialization=device.type == "cpu",
         # The loss is a sum over tokens; finalize_model_grads divides once by the global number of valid tokens.
@@ -65,7 +66,7 @@ def make_transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=model.transformer_impl == "fused",
         **_recompute(model),
-        **_fp8(precision),
+        **(_fp8(precision) if model.transformer_impl == "transformer_engine" else {}),
     )
 
 
@@ -85,4 +86,7 @@ def _fp8(precision: PrecisionConfig) -> dict[str, Any]:
         "fp8_recipe": precision.fp8_recipe,
         "fp8_amax_history_len": precision.fp8_amax_history_len,
         "fp8_amax_compute_algo": "max",
+        "first_last_layers_bf16": precision.first_last_layers_bf16,
+        "num_layers_at_start_in_bf16": precision.num_layers_at_start_in_bf16,
+        "num_layers_at_end_in_bf16": precision.num_layers_at_end_in_bf16,
     }

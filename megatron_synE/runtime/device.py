@@ -54,9 +54,3 @@ def peak_memory_bytes(device: torch.device) -> int:
 def ready_for_copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A host tensor in memory from which the device copies while the processor goes on: page-locked for a GPU."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -27,6 +27,8 @@ class Runtime:
     tensor_model_parallel_rank: int
     pipeline_model_parallel_rank: int
     context_parallel_rank: int
+    host_group: torch.distributed.ProcessGroup
+    """gloo over all processes: what they agree on by its collectives makes no host wait for its device."""
 
     @property
     def is_main(self) -> bool:
@@ -52,12 +54,12 @@ def initialize(parallel: ParallelConfig, seed: int = 1234) -> Runtime:
     problems = parallel.problems() + parallel.problems_with_world(world_size)
     if problems:
         raise ValueError("\n".join(problems))
+    set_cuda_environment(parallel)
     device = choose_device(parallel.device, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cpu":
         cpu.install()
     else:
         torch.cuda.set_device(device)
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _initialize_torch_distributed(device, world_size, parallel.timeout_minutes)
 
     from megatron.core import parallel_state
@@ -79,7 +81,28 @@ def initialize(parallel: ParallelConfig, seed: int = 1234) -> Runtime:
         tensor_model_parallel_rank=parallel_state.get_tensor_model_parallel_rank(),
         pipeline_model_parallel_rank=parallel_state.get_pipeline_model_parallel_rank(),
         context_parallel_rank=parallel_state.get_context_parallel_rank(),
+        host_group=_host_group(device, parallel.timeout_minutes),
     )
+
+
+def set_cuda_environment(parallel: ParallelConfig) -> None:
+    """What the CUDA driver reads when it starts, so before the first question to it; a value that is set is kept.
+
+    With one hardware queue, kernels start in the order of their launches. Tensor and context parallelism need that: a
+    collective is launched just before the product that hides it, and must not find the multiprocessors taken.
+    Otherwise CUDA's own number of queues is the better one: gradients are reduced and parameters gathered beside the
+    products, and nothing depends on their order.
+    """
+    if parallel.tensor_model_parallel_size > 1 or parallel.context_parallel_size > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def _host_group(device: torch.device, timeout_minutes: int) -> torch.distributed.ProcessGroup:
+    if device.type == "cpu":
+        world = torch.distributed.group.WORLD
+        assert world is not None, "torch.distributed is up"
+        return world
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
 
 
 def shut_down() -> None:
@@ -102,7 +125,11 @@ def _initialize_torch_distributed(device: torch.device, world_size: int, timeout
         store: torch.distributed.Store | None = torch.distributed.HashStore()
     else:
         store = _store_of_this_start(world_size, timeout)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
+        # nccl then connects at once, on this GPU and no other; gloo has nothing to bind.
+        device_id=device if backend == "nccl" else None,
+    )  # fmt: skip
 
 
 def _store_of_this_start(world_size: int, timeout: timedelta) -> torch.distributed.Store | None:

@@ -66,7 +66,7 @@ def evaluate(
             )  # fmt: skip
             # Live adjustment decides on these numbers on every process: they have to be the same to the last bit.
             torch.distributed.broadcast(report, src=0)
-            loss, num_tokens, _, _ = summarise(report)
+            loss, num_tokens, _, _ = summarise(report.tolist())
             if num_tokens and not math.isfinite(loss):
                 raise FloatingPointError(f"held-out loss of {name} is {loss}")
             if num_tokens:

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
+    from torch.distributed import ProcessGroup
 
     from megatron_synE.runtime.peers import Peers
 
@@ -111,21 +111,21 @@ class StopSignal:
         self._finished.set()
         self._training.set()
 
-    def anywhere(self, device: torch.device, step_seconds: float = math.inf) -> bool:
+    def anywhere(self, group: ProcessGroup, step_seconds: float = math.inf) -> bool:
         """Whether any process was told to stop; the same answer on all of them, which call this after each step.
 
         Args:
-            device: for the collective.
+            group: of all processes, between their hosts: no device is waited for.
             step_seconds: how long this process's last step took; unknown before the first, which counts as long.
         """
-        number, self._slowest_step_seconds = self._agree(device, step_seconds)
+        number, self._slowest_step_seconds = self._agree(group, step_seconds)
         if number and not self._number:
             self._number = number
         if number and self._is_main:
             self._say()
         return number > 0
 
-    def drop_if_told(self, device: torch.device) -> None:
+    def drop_if_told(self, group: ProcessGroup) -> None:
         """Between two micro-batches of a step, on all processes alike.
 
         Raises:
@@ -133,15 +133,15 @@ class StopSignal:
         """
         if self._slowest_step_seconds < LONG_STEP_SECONDS:
             return
-        if self._agree(device, 0.0)[0]:
+        if self._agree(group, 0.0)[0]:
             raise StepDropped
 
-    def _agree(self, device: torch.device, seconds: float) -> tuple[int, float]:
+    def _agree(self, group: ProcessGroup, seconds: float) -> tuple[int, float]:
         """The signal and the seconds of the process that has most of each."""
         import torch
 
-        values = torch.tensor([float(self._number), seconds], device=device)
-        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        values = torch.tensor([float(self._number), seconds])
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
         number, slowest = values.tolist()
         return int(number), slowest
 

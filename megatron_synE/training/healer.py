@@ -32,14 +32,12 @@ class Healer:
 
     def accept(self, result: StepResult) -> bool:
         """Whether a finite step may update the weights: not where it is a spike that is not only to be recorded."""
-        if self._config.spike == "ignore":
-            return True
+        if self._config.spike in ("ignore", "record"):
+            return True  # what is only recorded is found out in `examine`, beside the update
         self._spike = self.run.state.spikes.spike(self._series(result))
-        if self._config.spike == "record":
-            return True
         # One process's word: if another decided otherwise by a last bit, each would wait for the other for ever.
-        refused = torch.tensor([int(self._spike is not None)], device=self.run.runtime.device)
-        torch.distributed.broadcast(refused, src=0)
+        refused = torch.tensor([int(self._spike is not None)])
+        torch.distributed.broadcast(refused, src=0, group=self.run.runtime.host_group)
         return not refused.item()
 
     def examine(self, result: StepResult) -> tuple[str, Action | None]:
@@ -56,6 +54,8 @@ class Healer:
             return cause, self._config.nonfinite
         if not result.updated:
             return self._spike or "spike", "rollback" if self._config.spike == "rollback" else "skip"
+        if self._config.spike == "record":
+            self._spike = self.run.state.spikes.spike(self._series(result))
         self.run.state.spikes.accept(self._series(result))
         self.run.state.incidents.step_counts()
         return (self._spike, "record") if self._spike is not None else ("", None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_synE.checkpoint import AsyncCheckpointer, collect_rng_state, save_checkpoint
-from megatron_synE.runtime import peak_memory_bytes, synchronize
+from megatron_synE.runtime import peak_memory_bytes
 from megatron_synE.runtime.watchdog import Watchdog
 from megatron_synE.training.evaluate import EvaluationResult, evaluate
 from megatron_synE.training.faults import StepDropped, StopSignal
@@ -32,7 +34,7 @@ class StepTimes:
     """Seconds of one step."""
 
     step_seconds: float
-    """All of it."""
+    """All of it, from the end of the step before; evaluation and saving are not of a step."""
     data_seconds: float
     """Of these, waiting for the batch to be read."""
 
@@ -52,6 +54,7 @@ class TrainingLoop:
         self._async_checkpointer = AsyncCheckpointer() if run.job.checkpoint.async_save else None
         self._last_saved_step: int | None = run.first_step or None
         self._batches = Prefetcher(self._read_batch, run.job.training.prefetch_steps)
+        self._step_began = math.nan
         self.healer = Healer(run, metrics, progress)
 
     @property
@@ -66,7 +69,8 @@ class TrainingLoop:
             FloatingPointError: the run cannot go on with numbers that are not finite, or had too many incidents.
         """
         freeze_startup_objects()
-        if self.stop_signal.anywhere(self.run.runtime.device):
+        self._step_began = time.perf_counter()
+        if self.stop_signal.anywhere(self.run.runtime.host_group):
             return
         self.stop_signal.begin_training()
         if self.run.state.changed_now:
@@ -93,7 +97,7 @@ class TrainingLoop:
                 self._async_checkpointer.poll()
             spent = training.exit_after_steps is not None and steps_here >= training.exit_after_steps
             seconds = time.perf_counter() - start
-            stopped = self.stop_signal.anywhere(self.run.runtime.device, seconds) or spent
+            stopped = self.stop_signal.anywhere(self.run.runtime.host_group, seconds) or spent
         if stopped and steps_here == 0:
             return True  # nothing was done
         if self.step == self.run.last_step and self.run.job.evaluation.at_end:
@@ -123,11 +127,21 @@ class TrainingLoop:
         if action == "stop":
             self.healer.stop(cause)
         self.watchdog.beat("going back to a checkpoint", slow=True)
-        if self._async_checkpointer is not None:
-            self._async_checkpointer.wait()
-        self._batches.forget()
-        self.healer.roll_back(cause)
+        with self._beside_steps():
+            if self._async_checkpointer is not None:
+                self._async_checkpointer.wait()
+            self._batches.forget()
+            self.healer.roll_back(cause)
         self._last_saved_step = self.step
+
+    @contextlib.contextmanager
+    def _beside_steps(self) -> Iterator[None]:
+        """What runs inside is not counted to the time of a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._step_began += time.perf_counter() - start
 
     def _evaluate_and_save(self) -> None:
         """What is due after a step; after the last one in this order too, so that a checkpoint knows its evaluation."""
@@ -141,11 +155,11 @@ class TrainingLoop:
         """Forward, backward and update of the next step; also the first of its samples."""
         state = self.run.state
         self.watchdog.beat(f"step {self.step + 1}: reading")
-        start = time.perf_counter()
+        waiting_since = time.perf_counter()
         first_sample = int(next(state.trajectory.upcoming())[0])
         batch = self._batches.take(state.trajectory.upcoming(), may_read=self._is_settled)
         microbatches = [microbatch.to(self.run.runtime.device) for microbatch in batch]
-        data_seconds = time.perf_counter() - start
+        data_seconds = time.perf_counter() - waiting_since
         result = train_step(
             self.run.model_chunks,
             self.run.optimizer,
@@ -155,14 +169,15 @@ class TrainingLoop:
             accept=self.healer.accept,
             before_microbatch=self._before_microbatch,
         )
-        synchronize(self.run.runtime.device)
-        return result, StepTimes(time.perf_counter() - start, data_seconds), first_sample
+        # A device still updates. Each step's reading waits for the one before, so that the times add up to the run's.
+        began, self._step_began = self._step_began, time.perf_counter()
+        return result, StepTimes(self._step_began - began, data_seconds), first_sample
 
     def _before_microbatch(self, number: int) -> None:
         self.watchdog.beat(f"step {self.step + 1}: micro-batch {number + 1}")
         # Without pipelining all processes are at the same micro-batch.
         if self.run.job.parallel.pipeline_model_parallel_size == 1:
-            self.stop_signal.drop_if_told(self.run.runtime.device)
+            self.stop_signal.drop_if_told(self.run.runtime.host_group)
 
     def _read_batch(self, samples: np.ndarray) -> list[MicroBatch]:
         """This process's micro-batches of a step, on the host."""
@@ -199,13 +214,16 @@ class TrainingLoop:
         state = self.run.state
         if state.last_evaluation is not None and state.last_evaluation[0] == self.step:
             return state.last_evaluation[1]
-        result = evaluate(
-            self.run.model_chunks,
-            state.stream,
-            micro_batch_size=self.run.job.training.micro_batch_size,
-            device=self.run.runtime.device,
-            before_microbatch=lambda number: self.watchdog.beat(f"step {self.step}: evaluation, round {number + 1}"),
-        )
+        with self._beside_steps():
+            result = evaluate(
+                self.run.model_chunks,
+                state.stream,
+                micro_batch_size=self.run.job.training.micro_batch_size,
+                device=self.run.runtime.device,
+                before_microbatch=lambda number: self.watchdog.beat(
+                    f"step {self.step}: evaluation, round {number + 1}"
+                ),
+            )
         state.last_evaluation = (self.step, result)
         if result.loss_by_component:
             values = {"loss": result.loss_by_component, "perplexity": result.perplexity_by_component}
@@ -268,10 +286,11 @@ class TrainingLoop:
         }
         self.watchdog.beat(f"step {self.step}: saving", slow=True)
         start = time.perf_counter()
-        if self._async_checkpointer is not None:
-            self._async_checkpointer.save(**arguments)
-        else:
-            save_checkpoint(**arguments)
+        with self._beside_steps():
+            if self._async_checkpointer is not None:
+                self._async_checkpointer.save(**arguments)
+            else:
+                save_checkpoint(**arguments)
         self._last_saved_step = self.step
         seconds = time.perf_counter() - start
         self._write("checkpoint", {"seconds": seconds})

@@ -81,14 +81,14 @@ def host_microbatch(batch: Batch, device: torch.device, context_parallel_size: i
         loss_mask_BS=tensors["loss_mask"],
         position_ids_BS=tensors["position_ids"],
         component_BS=tensors["component"],
-        packed_seq_params=_packed(batch.cu_seqlens),
+        packed_seq_params=_packed(batch.cu_seqlens, device),
     )
 
 
-def _packed(cu_seqlens: np.ndarray | None) -> PackedSeqParams | None:
+def _packed(cu_seqlens: np.ndarray | None, device: torch.device) -> PackedSeqParams | None:
     if cu_seqlens is None:
         return None
-    boundaries = torch.from_numpy(np.ascontiguousarray(cu_seqlens, dtype=np.int32))
+    boundaries = ready_for_copy(torch.from_numpy(np.ascontiguousarray(cu_seqlens, dtype=np.int32)), device)
     longest = int(np.diff(cu_seqlens).max())
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=boundaries, cu_seqlens_kv=boundaries, max_seqlen_q=longest, max_seqlen_kv=longest

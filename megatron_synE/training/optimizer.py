@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
@@ -77,10 +79,30 @@ def build_optimizer(
     install_fused_optimizer(megatron_optimizer)
     model_config = get_model_config(model_chunks[0])
     model_config.grad_scale_func = megatron_optimizer.scale_loss
-    model_config.finalize_model_grads_func = finalize_model_grads
+    model_config.finalize_model_grads_func = finalize_gradients
     if parallel.overlap_grad_reduce:
         model_config.no_sync_func = _one_or_all([chunk.no_sync for chunk in model_chunks])
     return megatron_optimizer
+
+
+def finalize_gradients(
+    model_chunks: list[DistributedDataParallel], num_tokens: torch.Tensor, **arguments: Any
+) -> None:
+    """megatron-core's finalize_model_grads; gradients are divided by the valid tokens of the whole global batch.
+
+    The division is here because megatron-core asks the host first whether there are any tokens, and the host would wait
+    for the whole backward pass to answer. Without tokens there is nothing but zeros to divide.
+
+    Args:
+        num_tokens: int scalar, of this process's micro-batches; counts on the last pipeline stage.
+    """
+    finalize_model_grads(model_chunks, None, **arguments)
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    torch.distributed.broadcast(num_tokens, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+    torch.distributed.all_reduce(num_tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    factor = 1.0 / num_tokens.clamp(min=1)
+    for chunk in model_chunks:
+        chunk.scale_gradients(factor)
 
 
 def set_learning_rate(optimizer: ChainedOptimizer, learning_rate: float) -> None:

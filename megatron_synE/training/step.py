@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import ChainedOptimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer import ChainedOptimizer, clip_grads
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_synE.kernels import ParameterwiseOptimizer
@@ -78,18 +77,43 @@ def train_step(
         model_chunks, microbatches, num_components=num_components, forward_only=False,
         before_microbatch=before_microbatch,
     )  # fmt: skip
-    loss, num_tokens, component_losses, component_tokens = summarise(report)
     set_learning_rate(optimizer, learning_rate)
-    grad_norm = gradient_norm(optimizer) if math.isfinite(loss) else math.nan
+    rows, grad_norm = _read(report, optimizer)
+    loss, num_tokens, component_losses, component_tokens = summarise(rows)
+    grad_norm = grad_norm if math.isfinite(loss) else math.nan
     result = StepResult(loss, num_tokens, component_losses, component_tokens, grad_norm, learning_rate, updated=False)
     if not result.finite or not accept(result):
         return result
     return dataclasses.replace(result, updated=update(optimizer, grad_norm))
 
 
-def gradient_norm(optimizer: ChainedOptimizer) -> float:
-    """Global L2 norm of the reduced gradients; nan where megatron-core's scaler found an infinity."""
-    return math.nan if optimizer.prepare_grads() else float(optimizer.get_grad_norm())
+def _read(report: torch.Tensor, optimizer: ChainedOptimizer) -> tuple[list[list[float]], float]:
+    """Rows of the report, and the global L2 norm of the gradients; nan where megatron-core's scaler found an infinity.
+
+    The one place where the host waits for the device, with everything that it wants to know in one tensor. It stands
+    before the update, for that needs the answer: a step that is not finite, or that healing refuses, must leave the
+    weights, the moments and the count of updates as they were. The device goes on within a fraction of a millisecond;
+    logging and the launch of the next forward pass then run beside the update.
+    """
+    found_infinity = optimizer.prepare_grads()
+    numbers = torch.cat([report.flatten(), squared_gradient_norm(optimizer).double()]).tolist()
+    rows = [numbers[begin : begin + 2] for begin in range(0, len(numbers) - 1, 2)]
+    return rows, math.nan if found_infinity else numbers[-1] ** 0.5
+
+
+@torch.no_grad()
+def squared_gradient_norm(optimizer: ChainedOptimizer) -> torch.Tensor:
+    """fp32 `[1]` on the device; what megatron-core's `get_grad_norm` would bring to the host at once."""
+    gradients = [grad for part in optimizer.chained_optimizers for grad in part.get_main_grads_for_grad_norm()]
+    group = optimizer.get_grad_stats_parallel_group()
+    if gradients:
+        overflow = torch.zeros(1, dtype=torch.int, device=gradients[0].device)
+        norm, _ = clip_grads.multi_tensor_applier(clip_grads.l2_norm_impl, overflow, [gradients], False)
+    else:
+        norm = torch.zeros(1, dtype=torch.float, device=torch.cuda.current_device())
+    squared = norm**2
+    torch.distributed.all_reduce(squared, group=group)
+    return squared
 
 
 def update(optimizer: ChainedOptimizer, grad_norm: float) -> bool:
@@ -109,7 +133,7 @@ def _clip(part: MegatronOptimizer, grad_norm: float) -> None:
         # It scales the gradient where it reads it; the formula is torch's and megatron-core's.
         part.optimizer.grad_scale = min(1.0, part.config.clip_grad / (grad_norm + 1e-6))
     else:
-        clip_grad_by_total_norm_fp32(
+        clip_grads.clip_grad_by_total_norm_fp32(
             part.get_parameters(),
             max_norm=part.config.clip_grad,
             total_norm=grad_norm,
@@ -117,9 +141,9 @@ def _clip(part: MegatronOptimizer, grad_norm: float) -> None:
         )
 
 
-def summarise(report: torch.Tensor) -> tuple[float, int, tuple[float, ...], tuple[int, ...]]:
-    """Loss, valid tokens, and both by component, of a `[num_components, 2]` report."""
-    sums, counts = report[:, 0].tolist(), report[:, 1].tolist()
+def summarise(rows: Sequence[Sequence[float]]) -> tuple[float, int, tuple[float, ...], tuple[int, ...]]:
+    """Loss, valid tokens, and both by component, of a report of `num_components` rows (sum of losses, tokens)."""
+    sums, counts = zip(*rows, strict=True)
     total = sum(counts)
     by_component = tuple(s / n if n else math.nan for s, n in zip(sums, counts, strict=True))
     return (sum(sums) / total if total else math.nan), int(total), by_component, tuple(int(n) for n in counts)

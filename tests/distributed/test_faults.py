@@ -23,11 +23,11 @@ def told_on_one() -> dict[str, Any]:
     stop.install()
     runtime = initialize(ParallelConfig())
     stop.meet(Peers.meet())
-    before = stop.anywhere(runtime.device)
+    before = stop.anywhere(runtime.host_group)
     if runtime.rank == 1:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.wait(30)
-    after = stop.anywhere(runtime.device)
+    after = stop.anywhere(runtime.host_group)
     stop.finish()
     return {"before": before, "after": after, "told": stop.told}
 
@@ -69,7 +69,7 @@ def dropped_step(overlap: bool) -> dict[str, Any]:
         if number == 1 and run.runtime.rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
             stop.wait(30)
-        stop.drop_if_told(run.runtime.device)
+        stop.drop_if_told(run.runtime.host_group)
 
     dropped = False
     try:
@@ -101,13 +101,13 @@ def short_steps_are_finished() -> bool:
     stop = StopSignal()
     stop.install()
     runtime = initialize(ParallelConfig())
-    stop.anywhere(runtime.device, step_seconds=0.1)
+    stop.anywhere(runtime.host_group, step_seconds=0.1)
     os.kill(os.getpid(), signal.SIGTERM)
     stop.wait(30)
-    stop.drop_if_told(runtime.device)
-    stopped = stop.anywhere(runtime.device, step_seconds=60.0 if runtime.rank == 0 else 0.1)
+    stop.drop_if_told(runtime.host_group)
+    stopped = stop.anywhere(runtime.host_group, step_seconds=60.0 if runtime.rank == 0 else 0.1)
     try:
-        stop.drop_if_told(runtime.device)
+        stop.drop_if_told(runtime.host_group)
     except StepDropped:
         stop.finish()
         return stopped

@@ -10,11 +10,13 @@ import pytest
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import PRESETS, LlamaArchitecture, ModelConfig
 from megatron_synE.config.parse import parse_job
+from megatron_synE.config.precision import PrecisionConfig
 
 DATA = ["--data.sources", '{"web": {"prefix": "web"}}', "--data.seq_length", "128",
         "--data.stages", '[{"name": "one", "tokens": 99999, "weights": {"web": 1}}]']  # fmt: skip
 
 
+TENSORWISE = ["--precision.fp8", "hybrid", "--precision.fp8_recipe", "tensorwise"]
 PRECISION_AWARE = ["--optimizer.use_precision_aware_optimizer", "true"]
 
 
@@ -102,7 +104,16 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
         (["--schedule.warmup_tokens", "5", "--schedule.warmup_steps", "5"], 1, "schedule.warmup_tokens"),
         (["--schedule.style", "cosine", "--schedule.decay_steps", "5"], 1, "schedule.decay"),
         (["--data.seq_length", "4096"], 1, "data.seq_length: 4096 is longer"),
-        (["--precision.fp8", "hybrid"], 1, "precision.fp8: needs model.transformer_impl transformer_engine"),
+        (["--precision.fp8", "hybrid"], 1, "precision.fp8_recipe: model.transformer_impl fused scales by the current"),
+        (["--precision.fp8", "e4m3", "--model.transformer_impl", "local"], 1,
+         "precision.fp8: needs model.transformer_impl fused or transformer_engine"),
+        ([*TENSORWISE, "--precision.dtype", "fp32"], 1, "precision.fp8: needs precision.dtype bf16"),
+        ([*TENSORWISE, "--parallel.tensor_model_parallel_size", "2", "--model.ffn_hidden_size", "176"], 2,
+         "precision.fp8: model.ffn_hidden_size is 88 on each process, and 8-bit products need multiples of 16"),
+        ([*TENSORWISE, "--data.seq_length", "8", "--training.micro_batch_size", "1"], 1,
+         "precision.fp8: training.micro_batch_size x data.seq_length is 8 on each process"),
+        (["--precision.first_last_layers_bf16", "true"], 1, "precision.first_last_layers_bf16: needs precision.fp8"),
+        ([*TENSORWISE, "--precision.num_layers_at_end_in_bf16", "-1"], 1, "precision.num_layers_at_end_in_bf16: -1"),
         (["--model.num_query_groups", "3"], 1, "model.num_query_groups 3"),
         (["--checkpoint.save_interval_steps", "5"], 1, "checkpoint.save_interval_steps"),
         (["--logging.peak_tflops", "0"], 1, "logging.peak_tflops"),
@@ -141,3 +152,10 @@ def test_fields_override_preset_and_hf_model() -> None:
 def test_sizes_must_come_from_somewhere() -> None:
     with pytest.raises(ValueError, match=r"num_layers, hidden_size.*model\.preset"):
         ModelConfig(vocab_size=10).architecture()
+
+
+def test_first_and_last_layers_are_left_out_of_fp8() -> None:
+    tensorwise = PrecisionConfig(fp8="hybrid", fp8_recipe="tensorwise")
+    some = dataclasses.replace(tensorwise, first_last_layers_bf16=True, num_layers_at_end_in_bf16=2)
+    assert not any(tensorwise.is_bf16_layer(number, 6) for number in range(6))
+    assert [some.is_bf16_layer(number, 6) for number in range(6)] == [True, False, False, False, True, True]

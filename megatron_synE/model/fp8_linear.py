@@ -1,0 +1,149 @@
+"""megatron-core's parallel linear layers with 8-bit products (`precision.fp8` with `model.transformer_impl: fused`).
+
+Weights, gradients and checkpoints stay what they are. Of each layer's input, its 8-bit form is kept for the backward
+pass, and gathered under sequence parallelism: half the memory and half the traffic of bf16. The weight gradient is an
+8-bit product too, as in Transformer Engine: a third of the work. It is rounded to bf16, whose error is a sixteenth of
+that of its operands, before it is added to the fp32 main gradient.
+
+Legend: S sequence, B batch, N = S * B tokens, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    dist_all_gather_func,
+    dist_reduce_scatter_func,
+)
+
+from megatron_synE.config.precision import PrecisionConfig
+from megatron_synE.kernels import add_to_main_grad
+from megatron_synE.kernels.fp8 import (
+    E4M3,
+    E5M2,
+    Quantized,
+    fp8_problem,
+    largest_magnitude,
+    quantize,
+    scale_of,
+    scaled_product,
+)
+from megatron_synE.kernels.weight_gradient import holder_of_main_grad
+
+GRADIENT_FORMATS = {"e4m3": E4M3, "hybrid": E5M2}
+
+
+def use_fp8_products(model: Any, precision: PrecisionConfig, device: torch.device) -> None:
+    """Give the four linear layers of each Llama layer 8-bit products, in place; the model's two ends stay bf16.
+
+    Raises:
+        ValueError: the device has none.
+    """
+    problem = fp8_problem(device)
+    if problem is not None:
+        raise ValueError(f"precision.fp8: {problem}; use none")
+    for layer in model.decoder.layers:
+        if not precision.is_bf16_layer(layer.layer_number - 1, model.config.num_layers):
+            for linear in (layer.self_attention.linear_qkv, layer.mlp.linear_fc1):
+                linear.__class__ = Fp8ColumnParallelLinear
+            for linear in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
+                linear.__class__ = Fp8RowParallelLinear
+            for linear in _linear_layers(layer):
+                linear.gradient_format = GRADIENT_FORMATS[precision.fp8]
+
+
+def _linear_layers(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attention, layer.mlp
+    return [attention.linear_qkv, attention.linear_proj, mlp.linear_fc1, mlp.linear_fc2]
+
+
+class _Fp8Products:
+    """The product of a parallel linear layer."""
+
+    gradient_format: torch.dtype
+    """8-bit format of the output's gradient."""
+    keeps_input = False
+    """Whether the backward pass needs the input itself."""
+
+    def _forward_impl(
+        self, input: torch.Tensor, weight: torch.Tensor, *, allreduce_dgrad: bool, sequence_parallel: bool,
+        gradient_accumulation_fusion: bool, tp_group: torch.distributed.ProcessGroup, **unused: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        return _Fp8Linear.apply(
+            input, weight, self.gradient_format, gradient_accumulation_fusion, allreduce_dgrad,
+            tp_group if sequence_parallel else None, tp_group,
+        )  # fmt: skip
+
+
+class Fp8ColumnParallelLinear(_Fp8Products, ColumnParallelLinear):
+    """ColumnParallelLinear with 8-bit products."""
+
+
+class Fp8RowParallelLinear(_Fp8Products, RowParallelLinear):
+    """RowParallelLinear with 8-bit products."""
+
+
+class _Fp8Linear(torch.autograd.Function):
+    """input [S, B, I] @ weight [O, I]^T, with the collectives of megatron-core's own function beside the products."""
+
+    @staticmethod
+    def forward(
+        ctx, input_SBI: torch.Tensor, weight_OI: torch.Tensor, gradient_format: torch.dtype, fuse: bool,
+        allreduce_dgrad: bool, sequence_group: Any, tp_group: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        magnitude = largest_magnitude(input_SBI)
+        if sequence_group is not None:  # one scale for the sequence that is put together
+            torch.distributed.all_reduce(magnitude, torch.distributed.ReduceOp.MAX, group=sequence_group)
+        rows_NI = input_SBI.reshape(-1, input_SBI.shape[-1])
+        quantized = quantize(rows_NI, E4M3, scale_of(magnitude, E4M3))
+        weight = quantize(weight_OI, E4M3)
+        ctx.save_for_backward(quantized.values, quantized.scale, weight.scale, weight_OI)
+        ctx.main_grad = holder_of_main_grad(weight_OI).main_grad if fuse and hasattr(weight_OI, "main_grad") else None
+        ctx.gradient_format, ctx.allreduce_dgrad = gradient_format, allreduce_dgrad
+        ctx.sequence_group, ctx.tp_group, ctx.input_shape = sequence_group, tp_group, input_SBI.shape
+        whole, handle = _gathered(quantized, sequence_group)
+        if handle is not None:
+            handle.wait()
+        output_NO = scaled_product(whole, weight, fast_accumulation=True)
+        # RoPE rotates it in place, which autograd refuses for what is a view here; torch's matmul does the same.
+        return torch.ops.aten._unsafe_view(output_NO, (-1, *input_SBI.shape[1:-1], weight_OI.shape[0]))
+
+    @staticmethod
+    def backward(ctx, gradient_SBO: torch.Tensor):
+        values, scale, weight_scale, weight_OI = ctx.saved_tensors
+        # The order matters where kernels start in that of their launches: each collective stands before the product
+        # that hides it.
+        whole, gathering = _gathered(Quantized(values, scale), ctx.sequence_group)
+        gradient = quantize(gradient_SBO.reshape(-1, gradient_SBO.shape[-1]), ctx.gradient_format)
+        dinput_NI = scaled_product(gradient, quantize(weight_OI, E4M3, weight_scale).transposed())
+        if gathering is not None:
+            gathering.wait()
+        reducing = None
+        if ctx.sequence_group is not None:
+            own_NI = dinput_NI.new_empty(values.shape)
+            reducing = dist_reduce_scatter_func(own_NI, dinput_NI, group=ctx.sequence_group, async_op=True)
+            dinput_NI = own_NI
+        elif ctx.allreduce_dgrad:
+            reducing = torch.distributed.all_reduce(dinput_NI, group=ctx.tp_group, async_op=True)
+        dweight: torch.Tensor | None = scaled_product(gradient.transposed(), whole.transposed())
+        if ctx.main_grad is not None:
+            weight_OI.main_grad = ctx.main_grad
+            dweight = add_to_main_grad(weight_OI, dweight)
+        if reducing is not None:
+            reducing.wait()
+        return dinput_NI.view(ctx.input_shape), dweight, None, None, None, None, None
+
+
+def _gathered(own: Quantized, group: Any) -> tuple[Quantized, Any]:
+    """The rows of all processes of the group, in rank order, once the handle (None: at once) is done."""
+    if group is None:
+        return own, None
+    rows, width = own.values.shape
+    whole = torch.empty(rows * group.size(), width, dtype=torch.uint8, device=own.values.device)
+    # As bytes, for not every library knows the 8-bit formats.
+    handle = dist_all_gather_func(whole, own.values.view(torch.uint8), group=group, async_op=True)
+    return Quantized(whole.view(own.values.dtype), own.scale), handle

@@ -1,0 +1,125 @@
+"""8-bit products against float64, within bounds that follow from the formats."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_synE.kernels import fp8
+from megatron_synE.kernels.fp8 import E4M3, E5M2, Quantized, quantize, scale_of, scaled_product
+from tests.helpers.host_waits import HostWaits
+
+# Of each format: half a unit in the last place, relative; half the distance of subnormal numbers.
+ROUNDING = {E4M3: (2.0**-4, 2.0**-10), E5M2: (2.0**-3, 2.0**-17)}
+BF16_ROUNDING, FP32_ROUNDING = 2.0**-8, 2.0**-24
+
+
+def error_of_operand(exact: torch.Tensor, quantized: Quantized) -> torch.Tensor:
+    """Largest error of each element: relative, or that of a subnormal number in the scale's unit."""
+    relative, subnormal = ROUNDING[quantized.values.dtype]
+    return torch.maximum(relative * exact.abs(), subnormal / quantized.scale.double())
+
+
+def matrix(seed: int, rows: int, columns: int, magnitude: float, outlier: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, columns, generator=generator) * magnitude
+    values[rows // 2, columns // 3] *= outlier
+    return values.bfloat16()
+
+
+@pytest.mark.parametrize("left_dtype", [E4M3, E5M2])
+@pytest.mark.parametrize(
+    "sizes, magnitudes, outlier",
+    [
+        ((64, 48, 96), (1.0, 0.02), 1.0),
+        ((16, 16, 16), (1e4, 1e-6), 1.0),
+        ((48, 112, 64), (1e-12, 3.0), 1000.0),
+        ((32, 16, 512), (1e30, 1e-30), 30.0),
+    ],
+)
+def test_product_is_within_the_formats_rounding(
+    left_dtype: torch.dtype, sizes: tuple[int, int, int], magnitudes: tuple[float, float], outlier: float
+) -> None:
+    m, n, k = sizes
+    left, right = matrix(1, m, k, magnitudes[0], outlier), matrix(2, n, k, magnitudes[1], 1.0)
+    quantized_left, quantized_right = quantize(left, left_dtype), quantize(right, E4M3)
+    product = scaled_product(quantized_left, quantized_right)
+    a, b = left.double(), right.double()
+    da, db = error_of_operand(a, quantized_left), error_of_operand(b, quantized_right)
+    operands = a.abs() @ db.t() + da @ b.abs().t() + da @ db.t()
+    largest_sum = (a.abs() + da) @ (b.abs() + db).t()
+    exact = a @ b.t()
+    bound = operands + k * FP32_ROUNDING * largest_sum + BF16_ROUNDING * (exact.abs() + operands)
+    assert product.dtype == torch.bfloat16
+    assert ((product.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_scale_is_the_largest_power_of_two_that_fits(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    for magnitude in (1.0, 447.0, 448.0, 450.0, largest, 3e38, 1e-20, 2.0**-7 * 1.75):
+        scale = float(scale_of(torch.tensor(magnitude), dtype))
+        assert math.frexp(scale)[0] == 0.5
+        assert magnitude * scale <= largest < 2 * magnitude * scale
+
+
+def test_numbers_that_are_8_bit_numbers_come_through_exactly() -> None:
+    left = torch.tensor([[0.5, -448.0, 16.0, 0.0]]).bfloat16()
+    right = torch.tensor([[2.0, 1.0, -3.0, 7.0], [0.25, 0.0, 0.0, 1.0]]).bfloat16()
+    assert scaled_product(quantize(left, E4M3), quantize(right, E4M3)).tolist() == [[-496.0, 0.125]]
+
+
+def test_a_transposed_matrix_keeps_its_numbers() -> None:
+    quantized = quantize(matrix(3, 32, 48, 5.0, 1.0), E4M3)
+    turned = quantized.transposed()
+    assert turned.values.is_contiguous()
+    assert torch.equal(turned.values.float(), quantized.values.float().t())
+
+
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_does_not_vanish(dtype: torch.dtype, bad: float) -> None:
+    left = matrix(4, 16, 16, 1.0, 1.0)
+    left[3, 5] = bad
+    product = scaled_product(quantize(left, dtype), quantize(matrix(5, 16, 16, 1.0, 1.0), E4M3))
+    assert product[3].isnan().all()
+
+
+def test_zeros_and_nearly_zeros_give_zero() -> None:
+    right = quantize(matrix(6, 16, 16, 1.0, 1.0), E4M3)
+    for value in (0.0, 2.0**-130):
+        product = scaled_product(quantize(torch.full((16, 16), value).bfloat16(), E4M3), right)
+        assert torch.equal(product, torch.zeros_like(product))
+
+
+def test_no_scale_is_read_by_the_host() -> None:
+    left, right = matrix(7, 16, 32, 1.0, 1.0), matrix(8, 48, 32, 1.0, 1.0)
+    with HostWaits() as waits:
+        scaled_product(quantize(left, E5M2), quantize(right, E4M3)).sum()
+    assert not waits.counts
+
+
+@pytest.mark.parametrize("capability, known", [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_an_older_gpu_is_named(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], known: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    problem: Any = fp8.fp8_problem(torch.device("cuda:0"))
+    assert (problem is None) == known
+    assert known or "NVIDIA A100 (sm_8" in problem
+    assert fp8.fp8_problem(torch.device("cpu")) is None
+
+
+@pytest.mark.requires_gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or fp8.fp8_problem(torch.device("cuda:0")) is not None,
+    reason="torch sees no GPU with 8-bit products",
+)
+@pytest.mark.parametrize("left_dtype", [E4M3, E5M2])
+def test_gpu_and_cpu_agree(left_dtype: torch.dtype) -> None:
+    left, right = matrix(1, 64, 96, 1.0, 1.0), matrix(2, 48, 96, 1.0, 1.0)
+    here = scaled_product(quantize(left, left_dtype), quantize(right, E4M3))
+    there = scaled_product(quantize(left.cuda(), left_dtype), quantize(right.cuda(), E4M3)).cpu()
+    torch.testing.assert_close(there, here, rtol=2 * BF16_ROUNDING, atol=1e-3)
