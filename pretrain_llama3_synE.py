@@ -64,8 +64,10 @@ class Training:
 
         job = parse_job(arguments)
         from megatron_synE.runtime.process_groups import set_cuda_environment
+        from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_engine
 
         set_cuda_environment(job.parallel)  # before the imports of megatron-core, which ask for a GPU
+        unusable = hide_unusable_transformer_engine()
         from megatron_synE.checkpoint.collective import on_rank_zero
         from megatron_synE.runtime import initialize, shut_down
         from megatron_synE.runtime.peers import Peers
@@ -76,6 +78,8 @@ class Training:
         with all_come_within(job.parallel.hang_timeout_minutes):
             runtime = initialize(job.parallel, job.training.seed)
             self.peers = Peers.meet()
+        if unusable is not None and runtime.is_main:
+            print(f"WARNING: {unusable}; this run does without it", file=sys.stderr, flush=True)
         self.stop_signal.meet(self.peers)
         watchdog = self._watchdog(job, self.peers)
         watchdog.start()

@@ -29,6 +29,7 @@ CPP_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fn
 INSTALL_REQUIRES = [
     "torch>=2.6",
     "megatron-core>=0.16.1,<0.17",  # 0.17 needs Python 3.12; runtime/cpu.py adapts exactly this range
+    "packaging>=23",
     "numpy>=1.26",
     "jsonargparse[signatures]>=4.35",
     "pyyaml>=6",
@@ -59,7 +60,7 @@ EXTRAS = {
         "types-PyYAML",
         "pre-commit>=3.7",
     ],
-    "te": ["transformer-engine[pytorch]>=2.2"],
+    "te": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range that megatron-core 0.16 takes
     "plot": ["matplotlib>=3.8"],
     "parquet": ["pyarrow>=16"],
     "zstd": ["zstandard>=0.22"],

@@ -17,6 +17,7 @@ from megatron_synE.corpus.annotate import Scorer, corpus_tokenizer, label_topics
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.topics import load_topic_classifier
 from megatron_synE.runtime.device import choose_device
+from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_engine
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,6 +50,7 @@ def build_scorer(arguments: argparse.Namespace, device: str) -> Scorer:
     model: WindowModel
     if arguments.checkpoint is not None:
         warnings.filterwarnings("ignore", module=r"megatron\.core")
+        hide_unusable_transformer_engine()
         from megatron_synE.training.scoring import CheckpointModel
 
         model = CheckpointModel(arguments.checkpoint, arguments.device, arguments.dtype, arguments.max_window_tokens)

@@ -190,6 +190,9 @@ def export_model(
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 the input is wrong (one line says what)."""
     options = parse_arguments(arguments)
+    from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_engine
+
+    hide_unusable_transformer_engine()
     try:
         if options.command == "resize":
             print(f"resized as {resize_model(options.checkpoint, options.output, options.resize_vocab)}")

@@ -16,6 +16,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -24,8 +25,11 @@ from megatron_synE.config.parse import parse_job
 from megatron_synE.kernels import choice
 from megatron_synE.kernels._native import extension
 from megatron_synE.kernels.selection import OPS
+from megatron_synE.runtime.device import has_gpu
+from megatron_synE.runtime.transformer_engine import transformer_engine_problem, transformer_engine_version
+from megatron_synE.training.machine import machine_problems
 
-LIBRARIES = ("torch", "megatron-core", "transformer-engine", "transformers", "numpy", "gigatoken")
+LIBRARIES = ("torch", "megatron-core", "transformers", "numpy", "gigatoken")
 
 
 def version(distribution: str) -> str | None:
@@ -35,27 +39,40 @@ def version(distribution: str) -> str | None:
         return None
 
 
+def transformer_engine() -> str:
+    """Whether layers of Transformer Engine can run here."""
+    return transformer_engine_problem() or f"Transformer Engine {transformer_engine_version()}, usable"
+
+
 def apex() -> str:
-    """NVIDIA's Apex, told from the unrelated package of that name on the package index."""
-    if importlib.util.find_spec("apex") is None:
+    """NVIDIA's Apex, told from the unrelated package of that name on the package index, which fails when imported."""
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
         return "not installed (ours is used)"
-    if importlib.util.find_spec("apex.optimizers") is None:
+    if not any((Path(folder) / "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
         return "NOT NVIDIA's: another package called apex is installed; uninstall it"
     extensions = ("amp_C", "fused_weight_gradient_mlp_cuda")
     missing = [name for name in extensions if importlib.util.find_spec(name) is None]
     return f"NVIDIA's, without {', '.join(missing)}" if missing else "NVIDIA's"
 
 
+def no_gpu() -> str:
+    """Why torch sees no GPU."""
+    if torch.version.cuda is None:
+        return "torch is built without CUDA"
+    return f"torch, built for CUDA {torch.version.cuda}, finds no GPU or no NVIDIA driver that is new enough"
+
+
 def device_lines() -> list[str]:
     lines = [f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
-    if torch.cuda.is_available():
+    if has_gpu():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             generation, memory_gib = f"sm_{properties.major}{properties.minor}", properties.total_memory / 2**30
             lines.append(f"GPU {index}: {properties.name}, {generation}, {memory_gib:.0f} GiB")
         lines.append(f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
     else:
-        lines.append("no GPU: training runs on the processor with gloo")
+        lines.append(f"no GPU ({no_gpu()}): training runs on the processor with gloo")
     return lines
 
 
@@ -75,25 +92,16 @@ def kernel_lines() -> list[str]:
 
 
 def op_lines() -> list[str]:
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    devices = ["cpu"] + (["cuda"] if has_gpu() else [])
     picked = [(op, device, choice(op, device)) for device in devices for op in OPS]
     return [f"{op:22s} {device:5s} {made.implementation:10s} {made.reason}" for op, device, made in picked]
 
 
 def missing_for(job: JobConfig) -> list[str]:
     """What the job asks for and this machine lacks."""
-    found = []
-    if job.parallel.device == "cuda" and not torch.cuda.is_available():
-        found.append("parallel.device: cuda, but torch sees no GPU")
-    if job.model.transformer_impl == "transformer_engine" and version("transformer-engine") is None:
-        found.append(
-            "model.transformer_impl: transformer_engine is not installed; "
-            "pip install --no-build-isolation 'transformer-engine[pytorch]'"
-        )
-    if job.precision.fp8 != "none" and not torch.cuda.is_available():
-        found.append("precision.fp8: needs an NVIDIA GPU of the Hopper or Ada generation, or later")
+    found = machine_problems(job)
     if job.model.transformer_impl == "fused":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if has_gpu() else "cpu"
         if extension(device) is None:
             found.append(f"model.transformer_impl: fused, but the kernels for {device} were not built; reinstall")
     return found
@@ -107,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(overrides)} (overrides need --config)")
     print(f"python {platform.python_version()}")
     print("\n".join(f"{name} {version(name) or 'not installed'}" for name in LIBRARIES))
+    print(transformer_engine())
     print(f"Apex: {apex()}")
     for title, lines in (("device", device_lines()), ("kernels", kernel_lines()), ("ops", op_lines())):
         print(f"\n{title}")

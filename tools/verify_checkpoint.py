@@ -36,6 +36,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def verify_one(directory: Path, values: bool) -> int:
     """Print what is found; 1 where it is damage."""
+    from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_engine
+
+    hide_unusable_transformer_engine()
     from megatron_synE.checkpoint.files import FileList
     from megatron_synE.checkpoint.verify import verify
 

@@ -23,11 +23,6 @@ CHECKPOINT_NAMES = {
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
 
-TRANSFORMER_ENGINE_MISSING = (
-    "model.transformer_impl: transformer_engine is not installed; on a machine with an NVIDIA GPU and CUDA "
-    "run `pip install --no-build-isolation 'transformer-engine[pytorch]'`, or use model.transformer_impl fused"
-)
-
 
 def local_layer_spec() -> ModuleSpec:
     """A Llama layer in plain torch: the oracle of the other implementations."""
@@ -76,11 +71,14 @@ def transformer_engine_block(num_layers: int) -> TransformerBlockSubmodules:
     """megatron-core's own layers on NVIDIA's Transformer Engine.
 
     Raises:
-        ValueError: Transformer Engine is not installed, with what to install.
+        ValueError: Transformer Engine is not installed, or was hidden because it does not work.
     """
     from megatron.core.models.gpt import gpt_layer_specs
 
     if not gpt_layer_specs.HAVE_TE:
-        raise ValueError(TRANSFORMER_ENGINE_MISSING)
+        raise ValueError(
+            "model.transformer_impl: Transformer Engine is not installed, or does not work here: tools/doctor.py tells "
+            "why, and what to install; or use model.transformer_impl fused"
+        )
     spec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec()
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=gpt_layer_specs.TENorm)

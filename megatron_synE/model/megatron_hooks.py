@@ -1,6 +1,6 @@
 """Our kernels behind the names through which megatron-core calls NVIDIA's Apex and Transformer Engine.
 
-Only where what it calls is not installed: megatron-core then has slower fallbacks, or none.
+Only where what it calls is not in use (not installed, or no GPU): megatron-core then has slower fallbacks, or none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def install_gradient_accumulation_fusion() -> str:
         return "Apex (installed)"
     layers.fused_weight_gradient_mlp_cuda = weight_gradient
     layers._grad_accum_fusion_available = True
-    return "ours (Apex is not installed)"
+    return "ours (Apex is not in use)"
 
 
 def install_fused_optimizer(megatron_optimizer: Any) -> str:
@@ -39,7 +39,7 @@ def install_fused_optimizer(megatron_optimizer: Any) -> str:
             FusedAdamW.adopt(optimizer)
     clip_grads.l2_norm_impl = _l2_norm
     clip_grads.multi_tensor_scale_impl = _scale
-    return "ours (neither Apex nor Transformer Engine is installed)"
+    return "ours (neither Apex nor Transformer Engine is in use)"
 
 
 def build_precision_aware_optimizer(

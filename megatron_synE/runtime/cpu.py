@@ -13,7 +13,9 @@ and only where CUDA is absent. Nothing of megatron-core is replaced but where it
 | `tensor_parallel.random._get/_set_cuda_rng_state` | the same, for the tracker's forked states |
 | the logger of `tensor_parallel.random` | drops "CPU RNG state changed …": here both are one generator |
 | `torch.Tensor.cuda` | moving to the device is the identity |
+| `torch.distributed.all_gather_into_tensor` | NCCL looks at sizes only, gloo at shapes: both tensors are flattened |
 | `param_and_grad_buffer.dist_*_func` | one process alone has the result already, and gloo would copy it |
+| optimizers of Transformer Engine and Apex | they need CUDA: torch's, as where neither is installed |
 | literals in `LITERAL_MODULES` | `device="cuda"` in calls, type names such as `"torch.cuda.FloatTensor"` in checks |
 
 The literals are changed in the code objects' constants, so that the functions keep their identity wherever they were
@@ -28,6 +30,7 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,6 +56,7 @@ LITERAL_MODULES = (
     "megatron.core.pipeline_parallel.schedules",
     "megatron.core.rerun_state_machine",
     "megatron.core.tensor_parallel.data",
+    "megatron.core.transformer.utils",
     "megatron.core.utils",
 )
 
@@ -95,7 +99,9 @@ def install() -> None:
         replace_literals(importlib.import_module(name), LITERALS)
     _patch_rng()
     _patch_torch_cuda()
+    _patch_all_gather()
     _patch_collectives_of_one()
+    _patch_optimizers()
     torch.cuda.megatron_synE_cpu_adapter = True  # type: ignore[attr-defined]
 
 
@@ -136,6 +142,40 @@ def _patch_torch_cuda() -> None:
     for name in ("range_push", "range_pop", "mark"):
         setattr(torch.cuda.nvtx, name, nothing())
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+
+
+def _patch_all_gather() -> None:
+    strict = torch.distributed.all_gather_into_tensor
+    tolerant = torch.distributed.all_gather_into_tensor = by_size(strict)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.core.") and getattr(module, "dist_all_gather_func", None) is strict:
+            module.dist_all_gather_func = tolerant  # type: ignore[attr-defined] # the name that it is imported under
+
+
+def by_size(all_gather: Callable[..., Any]) -> Callable[..., Any]:
+    """`all_gather(output, input, ...)` of any two shapes: the output has as many elements as all inputs together."""
+
+    @functools.wraps(all_gather)
+    def call(output_tensor: torch.Tensor, input_tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return all_gather(output_tensor.view(-1), input_tensor.reshape(-1), *args, **kwargs)
+
+    return call
+
+
+def _patch_optimizers() -> None:
+    from megatron.core import optimizer as package
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
+    from megatron.core.tensor_parallel import layers
+
+    package.Adam, package.SGD, package.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, torch.optim.SGD, True
+    distrib_optimizer.Adam, distrib_optimizer.HAVE_APEX_OR_TE = torch.optim.Adam, False
+    distrib_optimizer.USING_TE_OPTIMIZER = distrib_optimizer.USING_APEX_OPTIMIZER = False
+    for module in (clip_grads, optimizer):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    layers._grad_accum_fusion_available = False
 
 
 def _patch_collectives_of_one() -> None:

@@ -10,6 +10,12 @@ from typing import Literal
 import torch
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU. CUDA starts with that question and then reads its settings, so they are made here."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # one queue: kernels start in the order of their launch
+    return torch.cuda.is_available()
+
+
 def choose_device(wish: Literal["auto", "cuda", "cpu"], local_rank: int = 0) -> torch.device:
     """The device for this process.
 
@@ -17,12 +23,12 @@ def choose_device(wish: Literal["auto", "cuda", "cpu"], local_rank: int = 0) -> 
         ValueError: a GPU is asked for and none is there for this local rank.
     """
     if wish == "auto":
-        wish = "cuda" if torch.cuda.is_available() else "cpu"
+        wish = "cuda" if has_gpu() else "cpu"
     if wish == "cpu":
-        if torch.cuda.is_available():
+        if has_gpu():
             raise ValueError("parallel.device: cpu, but this machine has GPUs; hide them with CUDA_VISIBLE_DEVICES=")
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if not has_gpu():
         raise ValueError("parallel.device: cuda, but torch sees no GPU; use cpu or auto, or install torch for CUDA")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(

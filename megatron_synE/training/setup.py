@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data.preflight import preflight as data_preflight
 from megatron_synE.model import build_model_chunks
-from megatron_synE.model.layer_specs import TRANSFORMER_ENGINE_MISSING
 from megatron_synE.runtime import Runtime, device_name
+from megatron_synE.training.machine import machine_problems
 from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
 from megatron_synE.training.run import TrainingRun, candidates_of_all_ranks, read_run_state
 from megatron_synE.training.run_state import RunState, start_run_state
@@ -49,8 +48,7 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
         problems.append(str(error))
     if not problems or job.model.preset is not None:
         problems += job.problems(world_size, base)
-    if job.model.transformer_impl == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
-        problems.append(TRANSFORMER_ENGINE_MISSING)
+    problems += machine_problems(job)
     if not job.data.problems():
         problems += data_preflight(job.data, state=stream_state)
         problems += _vocabulary_problems(job, base)

@@ -121,6 +121,6 @@ def test_doctor_reports_and_fails_on_what_is_missing(tmp_path: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text("model: {preset: llama3_tiny}\n")
     missing = python("tools/doctor.py", "--config", str(config), "--model.transformer_impl", "transformer_engine")
-    if "transformer-engine not installed" in report.stdout:
+    if "Transformer Engine is not installed" in report.stdout:
         assert missing.returncode == 1, missing.stderr
         assert "pip install" in missing.stdout

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
 from megatron_synE.runtime import cpu
+from tests.helpers import fake_packages
+from tests.helpers.distributed import run_distributed
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the adapter is for machines without a GPU")
 
@@ -104,6 +108,68 @@ def test_no_literal_names_the_gpu(name: str) -> None:
     assert functions
     for function in functions:
         assert not constants(function.__code__) & set(cpu.LITERALS), function.__qualname__
+
+
+@needs_no_gpu
+def test_masks_are_made_on_the_cpu() -> None:
+    from megatron.core.transformer import utils
+
+    assert utils.get_default_causal_mask(3).device.type == "cpu"
+    assert utils.get_sliding_window_causal_mask(3, 3, (1, 0)).device.type == "cpu"
+
+
+def gathered_in_other_shapes() -> list[list[float]]:
+    from megatron_synE.config.parallel import ParallelConfig
+    from megatron_synE.runtime import initialize
+
+    initialize(ParallelConfig(tensor_model_parallel_size=2))
+    from megatron.core.tensor_parallel.mappings import dist_all_gather_func
+
+    results = []
+    mine = torch.arange(8.0).view(2, 4) + 8 * torch.distributed.get_rank()
+    for gather in (torch.distributed.all_gather_into_tensor, dist_all_gather_func):
+        for shape in ((16,), (4, 4), (2, 2, 4), (2, 8)):
+            whole = torch.empty(shape)
+            gather(whole, mine.t().contiguous().t(), group=torch.distributed.group.WORLD)
+            results.append(whole.flatten().tolist())
+    return results
+
+
+@needs_no_gpu
+def test_gathering_looks_at_sizes_as_nccl_does() -> None:
+    expected = torch.arange(16.0).tolist()
+    for results in run_distributed(gathered_in_other_shapes, 2):
+        assert results == [expected] * 8
+
+
+TRAIN_WITH_APEX = """
+import warnings
+warnings.simplefilter("ignore")
+from megatron.core import optimizer
+assert optimizer.Adam.__module__.startswith("apex"), "the fake is not found"
+from megatron_synE.config.model import ModelConfig
+from megatron_synE.config.parallel import ParallelConfig
+from megatron_synE.config.precision import PrecisionConfig
+from megatron_synE.kernels import FusedAdamW
+from tests.helpers.training import SmallRun
+run = SmallRun(
+    ParallelConfig(), precision=PrecisionConfig(dtype="bf16"),
+    model=ModelConfig(transformer_impl="fused", make_vocab_size_divisible_by=4),
+)
+print(run.step(0).loss, {type(part.optimizer) for part in run.optimizer.chained_optimizers} == {FusedAdamW})
+"""
+
+
+@needs_no_gpu
+def test_training_takes_no_optimizer_that_needs_a_gpu(tmp_path: Path) -> None:
+    """With Apex; tests/te has the same with Transformer Engine."""
+    path = fake_packages.path_with(fake_packages.nvidia_apex(tmp_path))
+    result = subprocess.run(
+        [sys.executable, "-c", TRAIN_WITH_APEX], capture_output=True, text=True, cwd=Path(__file__).parents[3],
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == "True", "ours is picked"
 
 
 def test_literals_change_inside_nested_code_and_keep_the_function() -> None:

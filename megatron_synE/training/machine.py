@@ -1,0 +1,25 @@
+"""What a job asks of the machine that it starts on."""
+
+from __future__ import annotations
+
+import os
+
+from megatron_synE.config.job import JobConfig
+from megatron_synE.runtime.device import choose_device
+from megatron_synE.runtime.transformer_engine import fp8_problem, transformer_engine_problem
+
+
+def machine_problems(job: JobConfig) -> list[str]:
+    """What the job asks for and this machine lacks, one line each with the fix. Needs no megatron-core."""
+    found = []
+    try:
+        choose_device(job.parallel.device, int(os.environ.get("LOCAL_RANK", "0")))
+    except ValueError as error:
+        found.append(str(error))
+    if job.model.transformer_impl == "transformer_engine":
+        problem = transformer_engine_problem()
+        if problem is not None:
+            found.append(f"model.transformer_impl: {problem}; or use model.transformer_impl fused")
+        elif job.precision.fp8 != "none" and (problem := fp8_problem()) is not None:
+            found.append(f"precision.fp8: {problem}; use precision.fp8 none")
+    return found

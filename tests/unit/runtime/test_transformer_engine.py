@@ -1,0 +1,118 @@
+"""Whether Transformer Engine can be used: each bad installation has one reason, and hides itself from megatron-core."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from megatron_synE.runtime import device
+from megatron_synE.runtime.transformer_engine import ACCEPTED_VERSIONS
+from tests.helpers import fake_packages
+
+ROOT = Path(__file__).parents[3]
+ASK = """
+import sys, torch
+torch.cuda.is_available = lambda: sys.argv[1] == "gpu"
+from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_engine, transformer_engine_problem
+print(transformer_engine_problem())
+print(hide_unusable_transformer_engine())
+try:
+    import transformer_engine.pytorch.optimizers
+    print("visible")
+except ImportError:
+    print("hidden")
+"""
+
+
+def ask(folder: Path, machine: str) -> list[str]:
+    """The problem, what is told of it, and whether an import finds the package."""
+    environment = {**os.environ, "PYTHONPATH": fake_packages.path_with(folder)}
+    command = [sys.executable, "-c", ASK, machine]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    return result.stdout.splitlines()
+
+
+def test_a_good_installation_on_a_gpu_is_used(tmp_path: Path) -> None:
+    assert ask(fake_packages.transformer_engine(tmp_path), "gpu") == ["None", "None", "visible"]
+
+
+@pytest.mark.parametrize("error", [fake_packages.NO_LIBRARY, fake_packages.NO_DRIVER, "raise AssertionError\n"])
+def test_a_broken_one_is_told_with_its_reason_and_hidden(tmp_path: Path, error: str) -> None:
+    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, error), "gpu")
+    assert "2.11.0 is installed, but cannot be imported" in problem
+    assert error.partition('"')[2].partition('"')[0] in problem
+    assert "pip install" in problem
+    assert told == problem and import_finds == "hidden"
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "2.12.0", "2.20.2", "2.12.0.dev0"])
+def test_one_out_of_range_is_told_and_hidden(tmp_path: Path, version: str) -> None:
+    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, version=version), "gpu")
+    assert problem.startswith(f"Transformer Engine {version} is installed, but megatron-core takes >=2.9,<2.12; run ")
+    assert told == problem and import_finds == "hidden"
+
+
+def test_a_build_of_nvidias_in_range_is_accepted(tmp_path: Path) -> None:
+    assert ask(fake_packages.transformer_engine(tmp_path, version="2.10.0+769ed778"), "gpu")[0] == "None"
+
+
+@pytest.mark.parametrize("source", ["", fake_packages.NO_DRIVER])
+def test_without_a_gpu_it_is_hidden_without_a_word_and_not_even_imported(tmp_path: Path, source: str) -> None:
+    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, source), "no gpu")
+    assert problem == "Transformer Engine 2.11.0 needs an NVIDIA GPU, and torch sees none"
+    assert told == "None" and import_finds == "hidden"
+
+
+def extra_of_setup() -> Requirement:
+    """setup.py's extra `te`, read without running it."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    (extras,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXTRAS"
+    )
+    (requirement,) = ast.literal_eval(extras)["te"]
+    return Requirement(requirement)
+
+
+def accepted_by_megatron_core() -> SpecifierSet:
+    """What megatron-core's own extras ask for."""
+    requirements = map(Requirement, importlib.metadata.requires("megatron-core") or [])
+    (found,) = {r.specifier for r in requirements if r.name.replace("_", "-") == "transformer-engine"}
+    return found
+
+
+def test_the_extra_and_the_check_accept_what_megatron_core_accepts() -> None:
+    extra = extra_of_setup()
+    assert extra.extras == {"pytorch"}
+    minors = [f"{major}.{minor}" for major in (1, 2, 3) for minor in range(30)]
+    versions = [f"{minor}{patch}" for minor in minors for patch in ("", ".0", ".1", ".9")]
+
+    def accepted(specifiers: SpecifierSet) -> list[str]:
+        return list(specifiers.filter(versions))
+
+    assert accepted(SpecifierSet(ACCEPTED_VERSIONS)) == accepted(accepted_by_megatron_core())
+    assert extra.specifier == SpecifierSet(ACCEPTED_VERSIONS)
+
+
+def test_cuda_is_not_asked_before_its_settings_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    def is_available() -> bool:
+        seen.append(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"))
+        return False
+
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "")
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    device.choose_device("auto")
+    assert set(seen) == {"1"}
