@@ -112,7 +112,8 @@ def main() -> int:
     def measure(ops: Ops, hidden: int) -> None:
         for name, (op, size) in ops.items():
             seconds = median_kernel_seconds(op, device, runs)
-            found = {"hidden": hidden, "ms": round(seconds * 1e3, 4), "share_of_copy_rate": round(size / seconds / rate, 3)}
+            share = size / seconds / rate
+            found = {"hidden": hidden, "ms": round(seconds * 1e3, 4), "share_of_copy_rate": round(share, 3)}
             figures[f"{name} {hidden}"] = found
             print(json.dumps({f"{name} {hidden}": found}), flush=True)
 

@@ -1,4 +1,4 @@
-"""A small model trained for real, on the sample of examples/data: killed, resumed, and compared with a run that was not.
+"""A small model trained for real, on examples/data: killed, resumed, and compared with a run that was not.
 
     python benchmarks/gpu_run.py [--steps 200] [--device cuda] [--tiny]
 
@@ -31,8 +31,9 @@ SOURCES = ("web_en", "web_zh", "code_en")
 LARGEST_DIFFERENCE = 0.05
 LEAST_FALL = 1.0
 """By which the loss of random weights has to fall."""
-SIZES = {"num_layers": 12, "hidden_size": 1024, "ffn_hidden_size": 3584, "num_attention_heads": 8, "num_query_groups": 2}
-TINY_SIZES = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 160, "num_attention_heads": 4, "num_query_groups": 2}
+_NAMES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
+SIZES = dict(zip(_NAMES, (12, 1024, 3584, 8, 2), strict=True))
+TINY_SIZES = dict(zip(_NAMES, (2, 64, 160, 4, 2), strict=True))
 
 
 def tokenise(folder: Path) -> dict[str, dict[str, str]]:
@@ -49,7 +50,8 @@ def tokenise(folder: Path) -> dict[str, dict[str, str]]:
 def write_job(path: Path, sources: dict[str, dict[str, str]], steps: int, device: str, tiny: bool) -> None:
     """The job as a file: JSON is YAML."""
     seq_length, batch = (64, 2) if tiny else (2048, 8)
-    vocab_size = len(json.loads((SAMPLE / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+    tokenizer = json.loads((SAMPLE / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab_size = len(tokenizer["model"]["vocab"])
     weights = dict.fromkeys(sources, f"1/{len(sources)}")
     job: dict[str, Any] = {
         "model": {**(TINY_SIZES if tiny else SIZES), "vocab_size": -(-vocab_size // 512) * 512},

@@ -1,4 +1,4 @@
-"""Llama-3 8B on one GPU, some of its layers or all: tokens/s and share of the measured product rate, beside transformers.
+"""Llama-3 8B on one GPU, some layers or all: tokens/s and share of the measured product rate, beside transformers.
 
     python benchmarks/gpu_step.py [--suite layers] [--layers 4] [--device cuda] [--tiny]
 
@@ -133,7 +133,9 @@ def run_case(contender: Contender, work: Work, device_type: str, hf_dir: Path | 
     return found
 
 
-def run_suite(cases: list[tuple[Contender, Work]], device_type: str, rate: float, hf_dir: Path | None) -> dict[str, Any]:
+def run_suite(
+    cases: list[tuple[Contender, Work]], device_type: str, rate: float, hf_dir: Path | None
+) -> dict[str, Any]:
     """Name → the case, its figures, tokens/s and share of `rate` (FLOP/s)."""
     figures = {}
     for contender, work in cases:

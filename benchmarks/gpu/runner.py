@@ -6,6 +6,7 @@ kept. It ends with 0, with SKIPPED where this machine cannot run it, or with any
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -121,10 +122,8 @@ def _wait(process: subprocess.Popen[str], limit_seconds: float) -> bool:
         return True
     except subprocess.TimeoutExpired:
         _signal(process, signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(KILL_AFTER_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
         return False
     finally:
         _signal(process, signal.SIGKILL)  # also children that it left behind: they hold the GPU's memory

@@ -78,8 +78,10 @@ def test_no_published_figure_is_beyond_the_roofline() -> None:
 def test_measured_figures_stand_beside_it(tmp_path: Path) -> None:
     folder = tmp_path / "gpu-nvidia-h200"
     folder.mkdir()
-    step = {"contender": "fused", "num_layers": 32, "seq_length": 4096, "micro_batch_size": 4, "num_microbatches": 2,
-            "precision": "bf16", "recompute": "full", "documents": 1, "lean_optimizer": True, "tokens_per_s": 7000.0}  # fmt: skip
+    step = {
+        "contender": "fused", "num_layers": 32, "seq_length": 4096, "micro_batch_size": 4, "num_microbatches": 2,
+        "precision": "bf16", "recompute": "full", "documents": 1, "lean_optimizer": True, "tokens_per_s": 7000.0,
+    }  # fmt: skip
     records = {
         "kernels": {"copy_gb_per_s": 4000, "rope 4096": {"hidden": 4096, "ms": 0.25}},
         "whole_8b": {"a": step, "b": {**step, "documents": 16}, "c": {"error": "OutOfMemoryError"}},
