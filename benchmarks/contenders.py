@@ -89,7 +89,9 @@ def hf_config(architecture: LlamaArchitecture) -> Any:
 def save_weights(architecture: LlamaArchitecture, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Random weights of transformers' initialisation in Hugging Face format, for all contenders to start from."""
     from transformers import LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     with device:
         LlamaForCausalLM(hf_config(architecture)).to(dtype).save_pretrained(folder)
@@ -104,7 +106,9 @@ def make_step(contender: Contender, work: Work, device: torch.device, hf_dir: Pa
 
 def _hf_step(work: Work, device: torch.device, hf_dir: Path | None, compiled: bool) -> Step:
     from transformers import LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if hf_dir is None:
         with device:
             model: Any = LlamaForCausalLM(hf_config(work.architecture)).to(work.dtype)

@@ -53,7 +53,7 @@ def run_stage(
     """
     record: dict[str, Any] = {
         **about, "stage": stage.name, "command": list(stage.command), "limit_seconds": stage.limit_seconds,
-        "status": "running", "figures": {},
+        "started": round(time.time(), 1), "status": "running", "figures": {},
     }  # fmt: skip
     path = results / f"{stage.name}.json"
     write_json(path, record)
@@ -80,9 +80,10 @@ def run_stage(
 
 
 def read_records(results: Path) -> dict[str, dict[str, Any]]:
-    """The records of all stages that were ever run into this folder, by name."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    return {record["stage"]: record for record in records if "stage" in record}
+    """The records of all stages that were ever run into this folder, by name, in the order of their last start."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")]
+    records = sorted((record for record in found if "stage" in record), key=lambda record: record["started"])
+    return {record["stage"]: record for record in records}
 
 
 def write_json(path: Path, value: Any) -> None:

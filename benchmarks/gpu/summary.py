@@ -87,6 +87,17 @@ def tokens_per_s(stage: str, **wanted: Any) -> Callable[[Records], float | None]
     return value
 
 
+LARGEST_LOSS_DIFFERENCE = 0.01
+
+
+def losses_agree(records: Records) -> float | None:
+    """1 where all cases that did the same work in bf16 had the same loss before their first update."""
+    wanted = {name: BF16[name] for name in ("precision", "seq_length", "documents")}
+    cases = [c for c in figures(records, "step").values() if isinstance(c, dict) and wanted.items() <= c.items()]
+    losses = [found["first_loss"] for found in cases if "first_loss" in found]
+    return float(max(losses) / min(losses) - 1 <= LARGEST_LOSS_DIFFERENCE) if len(losses) > 1 else None
+
+
 def resumes(records: Records) -> float | None:
     """1 where the killed and resumed run went on as the one that was not."""
     found = figures(records, "run").get("resumed_as_uninterrupted")
@@ -107,6 +118,7 @@ BARS = (
     Bar("8B layers: FP8 over bf16", 1.3, ratio("step", {**BF16, "precision": "fp8"}, BF16)),
     Bar("8B layers: FP8 of Transformer Engine over our bf16", 1.3,
         ratio("te", {**BF16, "contender": "transformer_engine", "precision": "fp8"}, BF16)),
+    Bar("8B layers: losses of ours and transformers' agree within 1 %", 1, losses_agree),
     Bar("8B layers: ours over transformers eager", 1.0, ratio("step", BF16, {"contender": "hf_eager"})),
     Bar("8B layers: ours over transformers compiled", 1.0, ratio("step", BF16, {"contender": "hf_compile"})),
     Bar("8B layers: 64 isolated documents over one", 1.0, ratio("step", {**BF16, "documents": 64}, BF16)),
@@ -114,6 +126,10 @@ BARS = (
         tokens_per_s("whole_8b", **PUBLISHED_SETTING)),
     Bar("killed and resumed run goes on as the uninterrupted one", 1, resumes),
 )  # fmt: skip
+
+
+def _has_error(found: Any) -> bool:
+    return isinstance(found, dict) and "error" in found
 
 
 def table(records: Records) -> list[str]:
@@ -124,6 +140,8 @@ def table(records: Records) -> list[str]:
         lines.append(
             f"{name:14s} {record['status']:12s} {record.get('seconds', 0):8.1f}  {reason[-1][:90] if reason else ''}"
         )
+        cases = figures(records, name).items()
+        lines += [f"    {case_name}: {found['error'][:110]}" for case_name, found in cases if _has_error(found)]
     lines += ["", f"{'bar':64s} {'least':>9s} {'measured':>9s}"]
     for bar in BARS:
         value = bar.value(records)

@@ -87,7 +87,7 @@ def test_measured_figures_stand_beside_it(tmp_path: Path) -> None:
         "whole_8b": {"a": step, "b": {**step, "documents": 16}, "c": {"error": "OutOfMemoryError"}},
     }
     for stage, figures in records.items():
-        (folder / f"{stage}.json").write_text(json.dumps({"stage": stage, "figures": figures}))
+        (folder / f"{stage}.json").write_text(json.dumps({"stage": stage, "started": 0, "figures": figures}))
     command = [sys.executable, str(Path(roofline.__file__)), "--results", str(folder)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     (rope,) = (line for line in output if line.startswith("rope  "))
