@@ -2,6 +2,7 @@
 # make test         everything that must hold
 # make check        linter, type checker, fast tests
 # make bench        the CPU benchmarks
+# make gpu          all that a GPU can show; without a network: make gpu WHEELS=DIR, made elsewhere by make gpu-wheels WHEELS=DIR
 # make clean        drop .venv, builds and quick-start runs
 
 # Python 3.11 or 3.12; another one: make PYTHON=/path/to/python3.12 ...
@@ -14,7 +15,7 @@ TEST_EXTRAS := dev,plot,parquet,zstd,llama3-tokenizer
 # Most tests start processes of their own, so two workers keep two cores busy; a file stays in one worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help quickstart test check bench clean slurm
+.PHONY: help quickstart test check bench gpu gpu-wheels clean slurm
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
@@ -32,6 +33,15 @@ check: .venv/.dev
 bench: .venv/.dev
 	@for script in cpu_step stream tokenize_corpus checkpoint; do \
 		echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+# Not from .venv where there is none: a machine that is lent may have torch for CUDA and nothing else.
+GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
+gpu:
+	@$(GPU_PYTHON) benchmarks/gpu_all.py $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(RESULTS),--results "$(RESULTS)") \
+		$(if $(COMMIT),--commit "$(COMMIT)") $(if $(STAGES),--stages $(STAGES))
+
+gpu-wheels:
+	@$(GPU_PYTHON) benchmarks/gpu/wheels.py "$(WHEELS)"
 
 clean:
 	rm -rf .venv build *.egg-info megatron_synE/*.so runs/quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis

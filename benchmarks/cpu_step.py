@@ -1,12 +1,15 @@
 """One training step on a CPU: ours (megatron-core with fused layers) against transformers' Llama, side by side.
 
-    python benchmarks/cpu_step.py [--rounds 5] [--threads 2] [--skip-ops] [--skip-memory]
+    python benchmarks/cpu_step.py [--minutes 8] [--threads 2] [--skip-ops] [--skip-memory]
 
-Every contender lives in a process of its own and takes one step in turn, so that all see the same machine; medians are
-compared. All train the same shape with AdamW, gradient clipping and the same number of threads. In bf16 transformers
-keeps parameters, gradients and moments in bf16. `ours` keeps the moments in bf16 too, and fp32 main values and fp32
-gradients nevertheless (the precision-aware optimizer); `ours_fp32_moments` is the default optimizer, all of it in fp32.
-The last line is one JSON object with the figures of DESIGN §7.
+Equal work: all start from the same weights in a Hugging Face folder, see the same batches, and follow the same rule of
+update (AdamW, clipping); their losses are compared. `ours` in bf16 keeps the moments in bf16, as transformers does, and
+fp32 main values and gradients nevertheless; `ours_fp32_moments` is the default optimizer, all of it in fp32.
+
+Every contender lives in a process of its own, and all take one step in turn, so that they see the same machine. A ratio
+is taken in each round; rounds are added until the quartiles of every ratio are within 5 % of its median, or the time is
+up: then it says that the machine was too busy. The last line is one JSON object with the figures of DESIGN §7, and the
+quartiles. Exit status 1 where the losses disagree.
 """
 
 from __future__ import annotations
@@ -19,114 +22,35 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-SHAPE = {
-    "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
-    "intermediate_size": 1536,
-}  # fmt: skip
-VOCAB, LARGE_VOCAB = 32000, 128256
-SEQ_LENGTH, BATCH = 512, 4
-GEMM_SIZE = 2048
-LEARNING_RATE = 1e-5
+from contenders import DISTINCT_STEPS, Work, make_step, save_weights
+
+from megatron_synE.config.model import LlamaArchitecture
+
+WORK = Work(LlamaArchitecture(8, 512, 1536, 8, 4, 32000, max_position_embeddings=512), 512, micro_batch_size=4)
+LARGE_VOCAB = 128256
+GEMM_SIZE, GEMMS_PER_ROUND = 2048, 5
+FEWEST_ROUNDS = 7
+LARGEST_SPREAD = 0.05
+"""Of the quartiles of a ratio, from its median."""
+LARGEST_LOSS_DIFFERENCE = {"fp32": 1e-4, "bf16": 5e-3}
+"""Relative, in the first steps. Later ones differ by what transformers' bf16 weights cannot take up at this rate."""
 
 
-def flops_per_step(vocab: int) -> float:
-    """Model FLOPs of forward and backward, causal attention counted half, no recomputation."""
-    hidden, layers = SHAPE["hidden_size"], SHAPE["num_hidden_layers"]
-    kv = SHAPE["num_key_value_heads"] / SHAPE["num_attention_heads"]
-    weights = layers * (hidden * hidden * (2 + 2 * kv) + 3 * hidden * SHAPE["intermediate_size"]) + hidden * vocab
-    return BATCH * SEQ_LENGTH * (6 * weights + 6 * layers * hidden * SEQ_LENGTH)
-
-
-def make_hf_step(dtype_name: str, vocab: int, compiled: bool) -> Callable[[], float]:
-    """A step of transformers' Llama with torch's fused AdamW, as one would write it; returns the loss."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        **SHAPE, vocab_size=vocab, max_position_embeddings=SEQ_LENGTH, attn_implementation="sdpa",
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    model: Any = LlamaForCausalLM(config).to(torch.bfloat16 if dtype_name == "bf16" else torch.float32)
-    forward = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-    tokens = torch.randint(0, vocab, (BATCH, SEQ_LENGTH))
-
-    def step() -> float:
-        loss = forward(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
-
-    return step
-
-
-def make_our_step(dtype_name: str, vocab: int, threads: int, fp32_moments: bool = False) -> Callable[[], float]:
-    """A step of `megatron_synE.training`, with everything a training run does in it."""
-    import torch
-
-    from megatron_synE.config.model import LlamaArchitecture, ModelConfig
-    from megatron_synE.config.optimizer import OptimizerConfig
-    from megatron_synE.config.parallel import ParallelConfig
-    from megatron_synE.config.precision import PrecisionConfig
-    from megatron_synE.runtime import initialize
-
-    precision_aware = dtype_name == "bf16" and not fp32_moments
-    moments = "bf16" if precision_aware else "fp32"
-    optimizer_config = OptimizerConfig(
-        lr=LEARNING_RATE,
-        use_precision_aware_optimizer=precision_aware,
-        exp_avg_dtype=moments,
-        exp_avg_sq_dtype=moments,
-    )
-    parallel = ParallelConfig(
-        device="cpu", use_distributed_optimizer=precision_aware, overlap_grad_reduce=False, overlap_param_gather=False
-    )
-    runtime = initialize(parallel)
-    torch.set_num_threads(threads)
-
-    from megatron_synE.model import build_model_chunks
-    from megatron_synE.training.microbatches import MicroBatch
-    from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
-    from megatron_synE.training.step import freeze_startup_objects, train_step
-
-    architecture = LlamaArchitecture(
-        num_layers=SHAPE["num_hidden_layers"],
-        hidden_size=SHAPE["hidden_size"],
-        ffn_hidden_size=SHAPE["intermediate_size"],
-        num_attention_heads=SHAPE["num_attention_heads"],
-        num_query_groups=SHAPE["num_key_value_heads"],
-        vocab_size=vocab,
-        max_position_embeddings=SEQ_LENGTH,
-    )
-    precision = PrecisionConfig(dtype="bf16" if dtype_name == "bf16" else "fp32")
-    model = ModelConfig(transformer_impl="fused")
-    chunks = build_model_chunks(architecture, model, parallel, precision, device=runtime.device)
-    wrapped = wrap_data_parallel(list(chunks), parallel, precision)
-    optimizer = build_optimizer(wrapped, optimizer_config, parallel, precision)
-    tokens = torch.randint(0, vocab, (BATCH, SEQ_LENGTH))
-    batch = MicroBatch(
-        tokens_BS=tokens,
-        labels_BS=tokens.roll(-1, dims=1),
-        loss_mask_BS=torch.ones(BATCH, SEQ_LENGTH),
-        position_ids_BS=torch.arange(SEQ_LENGTH).expand(BATCH, SEQ_LENGTH),
-        component_BS=torch.zeros(BATCH, SEQ_LENGTH, dtype=torch.int32),
-        packed_seq_params=None,
-    )
-
-    freeze_startup_objects()
-
-    def step() -> float:
-        return train_step(wrapped, optimizer, [batch], learning_rate=LEARNING_RATE, num_components=1).loss
-
-    return step
+def work_of(kind: str, dtype_name: str, vocab: int) -> Work:
+    """The step of a contender."""
+    architecture = replace(WORK.architecture, vocab_size=vocab)
+    lean = kind == "ours" and dtype_name == "bf16"
+    return replace(WORK, architecture=architecture, precision=dtype_name, lean_optimizer=lean)  # type: ignore[arg-type]
 
 
 def make_gemm(dtype_name: str) -> Callable[[], float]:
@@ -143,7 +67,9 @@ def make_gemm(dtype_name: str) -> Callable[[], float]:
     return step
 
 
-def serve(connection: Connection, kind: str, dtype_name: str, vocab: int, threads: int) -> None:
+def serve(
+    connection: Connection, kind: str, dtype_name: str, vocab: int, threads: int, hf_dir: Path | None
+) -> None:
     """A contender's process: builds it, then takes one step for each request and sends back the seconds."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     warnings.filterwarnings("ignore")  # of optional packages that are absent
@@ -158,12 +84,12 @@ def serve(connection: Connection, kind: str, dtype_name: str, vocab: int, thread
         import transformers  # noqa: F401
     gc.collect()
     before = resident_bytes("VmRSS")
-    if kind.startswith("ours"):
-        step = make_our_step(dtype_name, vocab, threads, fp32_moments=kind == "ours_fp32_moments")
-    elif kind == "gemm":
+    if kind == "gemm":
         step = make_gemm(dtype_name)
     else:
-        step = make_hf_step(dtype_name, vocab, compiled=kind == "hf_compile")
+        contender: Any = "fused" if kind.startswith("ours") else kind
+        step = make_step(contender, work_of(kind, dtype_name, vocab), torch.device("cpu"), hf_dir)
+    torch.set_num_threads(threads)
     connection.send("ready")
     while connection.recv() == "step":
         start = time.perf_counter()
@@ -184,53 +110,123 @@ def resident_bytes(field: str) -> int:
 class Contender:
     """A process that takes steps on request."""
 
-    def __init__(self, kind: str, dtype_name: str, vocab: int, threads: int) -> None:
-        self.name = f"{kind} {dtype_name}"
-        self.results: list[dict[str, float]] = []
+    def __init__(self, kind: str, dtype_name: str, vocab: int, threads: int, hf_dir: Path | None = None) -> None:
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        self.peak_bytes = 0
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, kind, dtype_name, vocab, threads), daemon=True)
+        self.process = context.Process(
+            target=serve, args=(theirs, kind, dtype_name, vocab, threads, hf_dir), daemon=True
+        )
         self.process.start()
         theirs.close()
         assert self.connection.recv() == "ready"
 
-    def step(self, keep: bool = True) -> None:
+    def step(self) -> float:
+        """Take a step; returns its seconds."""
         self.connection.send("step")
         result = self.connection.recv()
-        if keep:
-            self.results.append(result)
-
-    @property
-    def seconds(self) -> float:
-        return statistics.median(result["seconds"] for result in self.results)
+        self.losses.append(result["loss"])
+        self.peak_bytes = result["peak_bytes"]
+        return result["seconds"]
 
     def close(self) -> None:
         self.connection.send("stop")
         self.process.join()
 
 
-def compare_steps(dtype_name: str, kinds: list[str], rounds: int, threads: int) -> dict[str, Contender]:
-    """Median step of each contender, one step each in every round."""
-    contenders = {kind: Contender(kind, dtype_name, VOCAB, threads) for kind in kinds}
+@dataclass(frozen=True)
+class Ratio:
+    """One ratio over all rounds."""
+
+    quartiles: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, over: Sequence[float], under: Sequence[float]) -> Ratio:
+        """Of times that were taken in the same rounds."""
+        values = [a / b for a, b in zip(over, under, strict=True)]
+        first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+        return cls((first, median, third))
+
+    @property
+    def median(self) -> float:
+        return self.quartiles[1]
+
+    @property
+    def settled(self) -> bool:
+        """Whether both quartiles are near the median."""
+        first, median, third = self.quartiles
+        return max(median - first, third - median) <= LARGEST_SPREAD * median
+
+
+def ratios(seconds: Mapping[str, Sequence[float]], dtype_name: str) -> dict[str, Ratio]:
+    """What the contenders' times say, by the names of DESIGN §7: how often ours fits into theirs, and into products."""
+    # The time that the step's FLOPs take at the product's rate of the same round, over the step's.
+    at_rate = [second * WORK.flops_per_step / (2 * GEMM_SIZE**3) for second in seconds["gemm"]]
+    found = {f"gemm_share_{dtype_name}": Ratio.of(at_rate, seconds["ours"])}
+    for kind in ("hf_eager", "hf_compile"):
+        if kind in seconds:
+            found[f"speedup_vs_{kind}_{dtype_name}"] = Ratio.of(seconds[kind], seconds["ours"])
+    if "ours_fp32_moments" in seconds:
+        found["speedup_vs_hf_eager_bf16_fp32_moments"] = Ratio.of(seconds["hf_eager"], seconds["ours_fp32_moments"])
+    return found
+
+
+def take_rounds(contenders: Mapping[str, Contender], dtype_name: str, deadline: float) -> dict[str, Ratio]:
+    """Steps in turn until every ratio has settled, or `deadline` (time.monotonic) has passed."""
+    found: dict[str, Ratio] = {}
+    while True:
+        for kind, contender in contenders.items():
+            repeats = GEMMS_PER_ROUND if kind == "gemm" else 1
+            contender.seconds.append(statistics.median(contender.step() for _ in range(repeats)))
+        rounds = len(contenders["gemm"].seconds)
+        if rounds >= 2:
+            found = ratios({kind: contender.seconds for kind, contender in contenders.items()}, dtype_name)
+        settled = rounds >= FEWEST_ROUNDS and all(ratio.settled for ratio in found.values())
+        if settled or (rounds >= 2 and time.monotonic() > deadline):
+            return found
+
+
+def compare_steps(
+    dtype_name: str, kinds: list[str], deadline: float, threads: int, hf_dir: Path
+) -> tuple[dict[str, Ratio], bool]:
+    """The settled ratios of a type, and whether all losses agree."""
+    vocab = WORK.architecture.vocab_size
+    contenders = {kind: Contender(kind, dtype_name, vocab, threads, hf_dir) for kind in kinds}
     for contender in contenders.values():
         for _ in range(2):
-            contender.step(keep=False)
-    for _ in range(rounds):
-        for contender in contenders.values():
             contender.step()
-    gemm_rate = 2 * GEMM_SIZE**3 / contenders["gemm"].seconds
-    print(f"\n{dtype_name}: {GEMM_SIZE}^3 product {gemm_rate / 1e12:.2f} TFLOP/s")
+    found = take_rounds(contenders, dtype_name, deadline)
+    rate = 2 * GEMM_SIZE**3 / statistics.median(contenders["gemm"].seconds)
+    print(f"\n{dtype_name}: {GEMM_SIZE}^3 product {rate / 1e12:.2f} TFLOP/s, {len(contenders['gemm'].seconds)} rounds")
     for kind, contender in contenders.items():
-        if kind != "gemm":
-            share = flops_per_step(VOCAB) / contender.seconds / gemm_rate
-            spread = [result["seconds"] for result in contender.results]
-            print(
-                f"  {kind:17s} {contender.seconds:6.3f} s ({min(spread):.3f} .. {max(spread):.3f})  "
-                f"{BATCH * SEQ_LENGTH / contender.seconds:6.0f} tokens/s  {share:6.1%} of the product's rate  "
-                f"loss {contender.results[-1]['loss']:.3f}"
-            )
         contender.close()
-    return contenders
+        if kind != "gemm":
+            median = statistics.median(contender.seconds)
+            print(
+                f"  {kind:17s} {median:6.3f} s ({min(contender.seconds):.3f} .. {max(contender.seconds):.3f})  "
+                f"{WORK.tokens_per_step / median:6.0f} tokens/s"
+            )
+    for name, ratio in found.items():
+        first, median, third = ratio.quartiles
+        verdict = "" if ratio.settled else "  NOT SETTLED: the machine was too busy"
+        print(f"  {name:40s} {median:.3f}  quartiles {first:.3f} .. {third:.3f}{verdict}")
+    losses = {kind: contender.losses for kind, contender in contenders.items() if kind != "gemm"}
+    return found, losses_agree(losses, LARGEST_LOSS_DIFFERENCE[dtype_name])
+
+
+def losses_agree(losses: Mapping[str, Sequence[float]], bound: float) -> bool:
+    """Whether all contenders' first losses are those of `ours`; prints by how much they are not."""
+    agree = True
+    expected = losses["ours"][:DISTINCT_STEPS]
+    print(f"  losses of ours in the first {DISTINCT_STEPS} steps: " + " ".join(f"{loss:.4f}" for loss in expected))
+    for kind, values in losses.items():
+        worst = max(abs(a / b - 1) for a, b in zip(values[:DISTINCT_STEPS], expected, strict=True))
+        agree &= worst <= bound
+        verdict = f"(bound {bound:g})" if worst <= bound else f"MORE THAN {bound:g}"
+        print(f"  {kind:17s} differs by at most {worst:.1e} {verdict}")
+    return agree
 
 
 def compare_memory(threads: int) -> dict[str, dict[str, float]]:
@@ -243,46 +239,70 @@ def compare_memory(threads: int) -> dict[str, dict[str, float]]:
             contender = Contender(kind, dtype_name, LARGE_VOCAB, threads)
             for _ in range(2):
                 contender.step()
-            peaks[dtype_name][kind] = contender.results[-1]["peak_bytes"]
+            peaks[dtype_name][kind] = contender.peak_bytes
             contender.close()
             print(f"  {dtype_name} {kind:17s} {peaks[dtype_name][kind] / 2**20:8.0f} MiB")
     return peaks
 
 
-def main() -> None:
+def memory_figures(peaks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Ours over transformers'."""
+    bf16, fp32 = peaks["bf16"], peaks["fp32"]
+    return {
+        "peak_memory_ratio_128k_vocab": bf16["ours"] / bf16["hf_eager"],
+        "peak_memory_ratio_128k_vocab_bf16_fp32_moments": bf16["ours_fp32_moments"] / bf16["hf_eager"],
+        "peak_memory_ratio_128k_vocab_fp32": fp32["ours"] / fp32["hf_eager"],
+    }
+
+
+def make_weights(folder: Path) -> None:
+    """Weights for all, by a process of its own: torch's memory is not this one's."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_make_weights, args=(folder,))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError("the weights could not be made: see above")
+
+
+def _make_weights(folder: Path) -> None:
+    import torch
+
+    save_weights(WORK.architecture, folder, torch.device("cpu"), torch.float32)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=8, help="for the steps; memory and ops take some more")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-ops", action="store_true", help="leave out the table of single ops")
     parser.add_argument("--skip-memory", action="store_true")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    start = time.monotonic()
     print(f"{processor()}, {args.threads} threads, load average {os.getloadavg()[0]:.1f}")
-    print(f"shape {SHAPE}, vocabulary {VOCAB}, sequence {SEQ_LENGTH}, batch {BATCH}")
-
-    contenders = ["gemm", "hf_eager", "hf_compile", "ours", "ours_fp32_moments"]
-    bf16 = compare_steps("bf16", contenders, args.rounds, args.threads)
-    fp32 = compare_steps("fp32", ["gemm", "hf_eager", "ours"], args.rounds, args.threads)
-    rate = 2 * GEMM_SIZE**3 / bf16["gemm"].seconds
-    figures = {
-        "speedup_vs_hf_eager_bf16": bf16["hf_eager"].seconds / bf16["ours"].seconds,
-        "speedup_vs_hf_compile_bf16": bf16["hf_compile"].seconds / bf16["ours"].seconds,
-        "speedup_vs_hf_eager_bf16_fp32_moments": bf16["hf_eager"].seconds / bf16["ours_fp32_moments"].seconds,
-        "gemm_share_bf16": flops_per_step(VOCAB) / bf16["ours"].seconds / rate,
-        "speedup_vs_hf_eager_fp32": fp32["hf_eager"].seconds / fp32["ours"].seconds,
-    }
+    print(f"{WORK.architecture}, batch {WORK.micro_batch_size}")
+    with tempfile.TemporaryDirectory() as folder:
+        make_weights(Path(folder))
+        bf16_kinds = ["gemm", "hf_eager", "hf_compile", "ours", "ours_fp32_moments"]
+        bf16_deadline, deadline = start + 0.6 * 60 * args.minutes, start + 60 * args.minutes
+        bf16, bf16_agrees = compare_steps("bf16", bf16_kinds, bf16_deadline, args.threads, Path(folder))
+        fp32, fp32_agrees = compare_steps("fp32", ["gemm", "hf_eager", "ours"], deadline, args.threads, Path(folder))
+    found = {**bf16, **fp32}
+    figures: dict[str, Any] = {name: ratio.median for name, ratio in found.items()}
     if not args.skip_memory:
-        peaks = compare_memory(args.threads)
-        figures["peak_memory_ratio_128k_vocab"] = peaks["bf16"]["ours"] / peaks["bf16"]["hf_eager"]
-        default = peaks["bf16"]["ours_fp32_moments"]
-        figures["peak_memory_ratio_128k_vocab_bf16_fp32_moments"] = default / peaks["bf16"]["hf_eager"]
-        figures["peak_memory_ratio_128k_vocab_fp32"] = peaks["fp32"]["ours"] / peaks["fp32"]["hf_eager"]
+        figures |= memory_figures(compare_memory(args.threads))
     if not args.skip_ops:
         from cpu_ops import print_table
 
         print_table(args.threads)
-    figures["machine"] = f"{processor()}, {args.threads} threads"  # type: ignore[assignment]
-    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in figures.items()}))
+    figures["machine"] = f"{processor()}, {args.threads} threads"
+    figures["settled"] = all(ratio.settled for ratio in found.values())
+    figures["losses_agree"] = bf16_agrees and fp32_agrees
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
+    rounded["quartiles"] = {name: [round(value, 3) for value in ratio.quartiles] for name, ratio in found.items()}
+    print(json.dumps(rounded))
+    return int(not figures["losses_agree"])
 
 
 def processor() -> str:
@@ -294,4 +314,4 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

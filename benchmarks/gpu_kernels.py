@@ -1,97 +1,129 @@
-"""Memory-bound ops on a GPU against the measured device-to-device copy rate, at hidden 4096 and 8192 tokens.
+"""Memory-bound ops on a GPU against the measured device-to-device copy rate.
 
-    python benchmarks/gpu_kernels.py [--tokens 8192] [--hidden 4096]
+    python benchmarks/gpu_kernels.py [--tokens 8192] [--hidden 4096 8192] [--device cuda] [--tiny]
 
-Rates count the bytes that an op must read and write once. The last line is one JSON object: share of the copy rate per
-op, and milliseconds. Without a GPU it says so and exits with status 0 and an empty object.
+Rates count the bytes that an op must read and write once; caches are empty before each call, and hold nothing that is
+still to be written. One JSON object an op, as it is found: milliseconds and share of the copy rate; the last line is
+one JSON object with all. `--tiny --device cpu` rehearses it. Exit status 77 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import sys
 from collections.abc import Callable
 
 import torch
+from gpu.runner import SKIPPED
+from gpu.timing import copy_rate, median_kernel_seconds
 
 from megatron_synE import kernels
-from megatron_synE.kernels import weight_gradient
+from megatron_synE.kernels import selection, weight_gradient
+from megatron_synE.kernels.linear_cross_entropy import _softmax
 
 RUNS = 30
+VOCAB = 128256
+HEAD_DIM, REPEATS = 128, 4
+
+Ops = dict[str, tuple[Callable[[], object], float]]
+"""Name → the op and the bytes that have to move."""
 
 
-def median_ms(op: Callable[[], object]) -> float:
-    """Median device time of a call, caches flushed by a copy larger than them in between."""
-    flush = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
-    times = []
-    for _ in range(RUNS + 5):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        op()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[5:])
-
-
-def measure(tokens: int, hidden: int) -> dict[str, tuple[float, float]]:
-    """Name → (milliseconds, bytes that have to move)."""
+def layer_ops(tokens: int, hidden: int, device: torch.device) -> Ops:
+    """What a layer of this width does between its products, in bf16."""
 
     def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
     x, residual, dy, weight = randn(tokens, hidden), randn(tokens, hidden), randn(tokens, hidden), randn(hidden)
     row_bytes = x.numel() * x.element_size()
     ffn = hidden * 7 // 2
     gates, dgates = randn(tokens, 2 * ffn), randn(tokens, ffn)
-    groups, repeats, dim = hidden // 512, 4, 128
-    packed = randn(tokens, groups, repeats + 2, dim)
-    angles = torch.rand(tokens, dim // 2, device="cuda")
-    positions = torch.arange(tokens, device="cuda")
-    flat = torch.zeros(4, 64 * 2**20, device="cuda").unbind(0)
-    product = torch.zeros(64 * 2**20, device="cuda", dtype=torch.bfloat16)
+    packed = randn(tokens, max(1, hidden // (HEAD_DIM * REPEATS)), REPEATS + 2, HEAD_DIM)
+    angles = torch.rand(tokens, HEAD_DIM // 2, device=device)
+    positions = torch.arange(tokens, device=device)
     op = torch.ops.syne
     rstd = op.rms_norm(x, weight, 1e-5)[1]
-
-    def adamw() -> None:
-        kernels.adamw_(*flat, lr=1e-5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, step=1)
-
-    rotated = packed.numel() * 2 * (repeats + 1) / (repeats + 2)
-    cases: dict[str, tuple[Callable[[], object], float]] = {
+    rotated = packed.numel() * 2 * (REPEATS + 1) / (REPEATS + 2)
+    return {
         "rms_norm": (lambda: op.rms_norm(x, weight, 1e-5), 2 * row_bytes),
         "add_rms_norm": (lambda: op.add_rms_norm(x, residual, weight, 1e-5), 4 * row_bytes),
         "rms_norm_backward": (lambda: op.rms_norm_backward(dy, None, x, weight, rstd), 3 * row_bytes),
         "swiglu": (lambda: op.swiglu(gates), 3 * dgates.numel() * 2),
         "swiglu_backward": (lambda: op.swiglu_backward(dgates, gates), 5 * dgates.numel() * 2),
-        "rope": (lambda: kernels.rope_(packed, angles, angles, positions, repeats + 1), 2 * rotated),
-        "accumulate": (lambda: weight_gradient._accumulate(flat[0], product, None), product.numel() * 10.0),
-        "adamw": (adamw, flat[0].numel() * 28.0),
+        "rope": (lambda: kernels.rope_(packed, angles, angles, positions, REPEATS + 1), 2 * rotated),
     }
-    return {name: (median_ms(case), size) for name, (case, size) in cases.items()}
 
 
-def main() -> None:
+def head_ops(rows: int, vocab: int, device: torch.device) -> Ops:
+    """Cross entropy of a chunk of logits."""
+    logits = torch.randn(rows, vocab, device=device, dtype=torch.bfloat16)
+    targets = torch.randint(0, vocab, (rows,), device=device)
+    scale = torch.ones(rows, device=device)
+    size = logits.numel() * logits.element_size()
+    return {
+        "cross_entropy": (lambda: _softmax(logits, targets, scale, vocab, None, False), size),
+        "cross_entropy_with_gradient": (lambda: _softmax(logits, targets, scale, vocab, None, True), 2 * size),
+    }
+
+
+def optimizer_ops(count: int, device: torch.device) -> Ops:
+    """Weight gradients and updates of `count` weights."""
+    flat = torch.zeros(4, count, device=device).unbind(0)
+    bf16 = [torch.zeros(count, device=device, dtype=torch.bfloat16) for _ in range(3)]
+    remainder = torch.zeros(count, device=device, dtype=torch.int16)
+    rule = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "step": 1}
+    total = torch.zeros(1, dtype=torch.float64, device=device)
+    ops: Ops = {
+        "accumulate": (lambda: weight_gradient._accumulate(flat[0], bf16[0], None), count * 10.0),
+        "adamw": (lambda: kernels.adamw_(*flat, **rule), count * 28.0),
+        "adamw_bf16_moments": (
+            lambda: kernels.adamw_(bf16[0], flat[1], bf16[1], bf16[2], remainder=remainder, **rule), count * 20.0,
+        ),
+    }  # fmt: skip
+    if device.type == "cuda":  # on the host it returns the sum at once
+        arguments = (0, flat[0].data_ptr(), count, total.data_ptr())
+        ops["sum_of_squares"] = (lambda: kernels._native.launch("sum_of_squares", device, *arguments), count * 4.0)
+    return ops
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes of no meaning, to rehearse on a CPU")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no GPU on this machine: nothing measured")
-        print(json.dumps({}))
-        return
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    copy_rate = 2 * source.numel() / median_ms(lambda: target.copy_(source)) * 1e3
-    print(f"{torch.cuda.get_device_name()}: device-to-device copy {copy_rate / 1e9:.0f} GB/s")
-    figures: dict[str, object] = {"machine": torch.cuda.get_device_name(), "copy_gb_per_s": round(copy_rate / 1e9)}
-    for name, (ms, size) in measure(args.tokens, args.hidden).items():
-        share = size / ms * 1e3 / copy_rate
-        print(f"  {name:18s} {ms:7.3f} ms  {size / ms / 1e6:6.0f} GB/s  {share:6.1%} of the copy rate")
-        figures[name] = {"ms": round(ms, 4), "share_of_copy_rate": round(share, 3)}
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("no GPU on this machine")
+        return SKIPPED
+    device, runs = torch.device(args.device), 2 if args.tiny else RUNS
+    chosen = selection.choice("rms_norm", device.type)
+    if chosen.implementation != "compiled":
+        print(f"no compiled kernels: {chosen.reason}")
+        return 1
+    shrink = 2**10 if args.tiny else 1
+    rate = copy_rate(device, 2**30 // shrink, runs)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    figures: dict[str, object] = {"machine": machine, "copy_gb_per_s": round(rate / 1e9)}
+    print(json.dumps(figures), flush=True)
+
+    def measure(ops: Ops, hidden: int) -> None:
+        for name, (op, size) in ops.items():
+            seconds = median_kernel_seconds(op, device, runs)
+            share = size / seconds / rate
+            found = {"hidden": hidden, "ms": round(seconds * 1e3, 4), "share_of_copy_rate": round(share, 3)}
+            figures[f"{name} {hidden}"] = found
+            print(json.dumps({f"{name} {hidden}": found}), flush=True)
+
+    for hidden in args.hidden:
+        measure(layer_ops(args.tokens // shrink, hidden, device), hidden)
+    measure(head_ops(2048 // shrink, VOCAB, device), args.hidden[0])
+    measure(optimizer_ops(64 * 2**20 // shrink, device), args.hidden[0])
     print(json.dumps(figures))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

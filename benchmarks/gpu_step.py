@@ -1,9 +1,13 @@
-"""Layers of Llama-3 8B on one GPU: tokens/s and the share of the measured GEMM rate, per precision and recomputation.
+"""Llama-3 8B on one GPU, some layers or all: tokens/s and share of the measured product rate, beside transformers.
 
-    python benchmarks/gpu_step.py [--layers 4] [--seq-length 8192] [--impl fused transformer_engine]
+    python benchmarks/gpu_step.py [--suite layers] [--layers 4] [--device cuda] [--tiny]
 
-Whole training steps of `megatron_synE.training` (forward, backward, AdamW). The last line is one JSON object. Without a
-GPU it says so and exits with status 0 and an empty object.
+Suites: `layers`, a few layers of 8B between its embedding and its head (ours, transformers eager and compiled; bf16 and
+FP8; with and without recomputation; isolated documents); `whole`, all of 8B, for cards with more than 100 GiB; `te`,
+the same layers on Transformer Engine. Every case starts from the same weights (`whole` from random ones), sees the same
+batches, and has a process of its own, so that a failing one does not end the others; one JSON object a case, as it is
+found. FLOPs are the model's (causal attention half, nothing recomputed). `--tiny --device cpu` rehearses all of it.
+The last line is one JSON object. Exit status 77 where this machine cannot run the suite, 1 where a case failed.
 """
 
 from __future__ import annotations
@@ -11,98 +15,196 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
-import time
+import math
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
+from contenders import Contender, Work, make_step, save_weights
+from gpu.runner import SKIPPED
+from gpu.timing import median_seconds, product_rate
 
-from megatron_synE.config.model import PRESETS, LlamaArchitecture, ModelConfig
-from megatron_synE.config.optimizer import OptimizerConfig
-from megatron_synE.config.parallel import ParallelConfig
-from megatron_synE.config.precision import PrecisionConfig
-from megatron_synE.runtime import initialize
+from megatron_synE.config.model import PRESETS, LlamaArchitecture
 
-GEMM_SIZE = 8192
+WHOLE_8B_BYTES = 100 * 2**30
+CASE_SECONDS = 120
 RUNS = 5
+TINY = LlamaArchitecture(32, 64, 160, 4, 2, 512)
+PRELOAD = ["torch", "transformers", "megatron_synE.training.loop", "contenders"]
 
 
-def gemm_rate() -> float:
-    """FLOP/s of a bf16 square product on random data."""
-    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * GEMM_SIZE**3 / median_seconds(lambda: torch.mm(a, b))
+def layers_suite(base: Work) -> list[tuple[Contender, Work]]:
+    """The most telling cases first: the time may end before the list."""
+    full, fp8 = dataclasses.replace(base, recompute="full"), dataclasses.replace(base, precision="fp8")
+    short = dataclasses.replace(base, seq_length=base.seq_length // 2, micro_batch_size=2)
+    return [
+        ("fused", base),
+        ("fused", full),
+        ("hf_eager", base),
+        ("fused", fp8),
+        ("fused", dataclasses.replace(base, documents=16)),
+        ("fused", dataclasses.replace(base, documents=64)),
+        ("hf_compile", base),
+        ("fused", dataclasses.replace(fp8, recompute="full")),
+        ("fused", short),
+        ("fused", dataclasses.replace(short, recompute="full")),
+        ("local", base),
+    ]
 
 
-def median_seconds(call: Any) -> float:
-    times = []
-    for _ in range(RUNS + 2):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
-
-
-def step_seconds(
-    architecture: LlamaArchitecture, seq_length: int, model: ModelConfig, precision: PrecisionConfig
-) -> float:
-    """Median time of a training step of one sequence."""
-    from megatron.core import parallel_state
-
-    parallel = ParallelConfig(use_distributed_optimizer=False, overlap_grad_reduce=False)
-    runtime = initialize(parallel)
-
-    from megatron_synE.model import build_model_chunks
-    from megatron_synE.training.microbatches import MicroBatch
-    from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
-    from megatron_synE.training.step import train_step
-
-    chunks = build_model_chunks(architecture, model, parallel, precision, device=runtime.device)
-    wrapped = wrap_data_parallel(list(chunks), parallel, precision)
-    optimizer = build_optimizer(wrapped, OptimizerConfig(), parallel, precision)
-    tokens = torch.randint(0, architecture.vocab_size, (1, seq_length), device=runtime.device)
-    batch = MicroBatch(
-        tokens_BS=tokens,
-        labels_BS=tokens.roll(-1, dims=1),
-        loss_mask_BS=torch.ones(1, seq_length, device=runtime.device),
-        position_ids_BS=torch.arange(seq_length, device=runtime.device).unsqueeze(0),
-        component_BS=torch.zeros(1, seq_length, dtype=torch.int32, device=runtime.device),
-        packed_seq_params=None,
+def whole_suite(base: Work) -> list[tuple[Contender, Work]]:
+    """All of 8B with 10 bytes of optimizer and gradients a weight; the first case is the published setting."""
+    lean = dataclasses.replace(base, lean_optimizer=True)
+    published = dataclasses.replace(
+        lean, seq_length=base.seq_length // 2, micro_batch_size=4, num_microbatches=2, recompute="full"
     )
-    seconds = median_seconds(lambda: train_step(wrapped, optimizer, [batch], learning_rate=1e-5, num_components=1))
-    parallel_state.destroy_model_parallel()
-    return seconds
+    return [
+        ("fused", published),
+        ("fused", dataclasses.replace(published, precision="fp8")),
+        ("fused", dataclasses.replace(lean, recompute="full")),
+        ("fused", lean),
+    ]
 
 
-def main() -> None:
+def te_suite(base: Work) -> list[tuple[Contender, Work]]:
+    """Transformer Engine's layers, and ours to compare with."""
+    fp8 = dataclasses.replace(base, precision="fp8")
+    return [
+        ("transformer_engine", base),
+        ("transformer_engine", fp8),
+        ("fused", base),
+        ("transformer_engine", dataclasses.replace(base, recompute="full")),
+        ("transformer_engine", dataclasses.replace(fp8, recompute="full")),
+    ]
+
+
+SUITES = {"layers": layers_suite, "whole": whole_suite, "te": te_suite}
+
+
+def case_name(contender: Contender, work: Work) -> str:
+    documents = f", {work.documents} documents" if work.documents > 1 else ""
+    return (
+        f"{contender} {work.precision}, recompute {work.recompute}, "
+        f"{work.num_microbatches}x{work.micro_batch_size}x{work.seq_length}{documents}"
+    )
+
+
+def measure(connection: Connection, contender: Contender, work: Work, device_type: str, hf_dir: Path | None) -> None:
+    """A case's process: sends its figures, or what went wrong."""
+    warnings.filterwarnings("ignore")  # of optional packages that are absent
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    device = torch.device(device_type, 0) if device_type == "cuda" else torch.device(device_type)
+    try:
+        torch.manual_seed(0)
+        step = make_step(contender, work, device, hf_dir)
+        first_loss = step()
+        if not math.isfinite(first_loss):
+            raise FloatingPointError(f"the first step's loss is {first_loss}")
+        found: dict[str, Any] = {"step_seconds": median_seconds(step, device, RUNS, warmup=1), "first_loss": first_loss}
+        if device.type == "cuda":
+            found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        connection.send(found)
+    except Exception as error:  # a case that fails is told, and the next one goes on
+        traceback.print_exc()
+        connection.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+
+
+def run_case(contender: Contender, work: Work, device_type: str, hf_dir: Path | None) -> dict[str, Any]:
+    """Figures of a case, measured in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(theirs, contender, work, device_type, hf_dir))
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv() if ours.poll(CASE_SECONDS) else {"error": f"nothing after {CASE_SECONDS} s"}
+    except EOFError:
+        found = {"error": "the process died"}
+    process.kill()  # it has told all it knows; on a GPU the interpreter's end takes seconds
+    process.join()
+    return found
+
+
+def run_suite(
+    cases: list[tuple[Contender, Work]], device_type: str, rate: float, hf_dir: Path | None
+) -> dict[str, Any]:
+    """Name → the case, its figures, tokens/s and share of `rate` (FLOP/s)."""
+    figures = {}
+    for contender, work in cases:
+        fields = dataclasses.asdict(work)
+        architecture = fields.pop("architecture")
+        case = {"contender": contender, **fields, "num_layers": architecture["num_layers"]}
+        found = run_case(contender, work, device_type, hf_dir)
+        if "step_seconds" in found:
+            case["tokens_per_s"] = round(work.tokens_per_step / found["step_seconds"], 1)
+            case["share_of_gemm_rate"] = round(work.flops_per_step / found["step_seconds"] / rate, 4)
+        name = case_name(contender, work)
+        figures[name] = {**case, **found}
+        print(json.dumps({name: figures[name]}), flush=True)
+    return figures
+
+
+def cannot_run(suite: str, device_type: str, tiny: bool) -> str | None:
+    """Why this machine cannot run the suite."""
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "no GPU on this machine"
+    if suite == "te" and not _imports("transformer_engine.pytorch"):
+        return "Transformer Engine cannot be imported here"
+    if suite == "whole" and not tiny and torch.cuda.get_device_properties(0).total_memory < WHOLE_8B_BYTES:
+        return f"the whole 8B needs a card with more than {WHOLE_8B_BYTES / 2**30:.0f} GiB"
+    return None
+
+
+def _imports(module: str) -> bool:
+    """Whether it can be imported; by another process, since a broken one may do anything."""
+    import subprocess
+
+    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="layers")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seq-length", type=int, default=8192)
-    parser.add_argument("--impl", nargs="+", default=["fused"], choices=["local", "fused", "transformer_engine"])
-    parser.add_argument("--fp8", action="store_true", help="also FP8, with transformer_engine")
+    parser.add_argument("--microbatches", type=int, default=4, help="micro-batches that share one optimizer step")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes of no meaning, to rehearse on a CPU")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no GPU on this machine: nothing measured")
-        print(json.dumps({}))
-        return
-    architecture = dataclasses.replace(PRESETS["llama3_8b"], num_layers=args.layers)
-    rate = gemm_rate()
-    print(f"{torch.cuda.get_device_name()}: bf16 {GEMM_SIZE}^3 product {rate / 1e12:.0f} TFLOP/s")
-    figures: dict[str, Any] = {"machine": torch.cuda.get_device_name(), "gemm_tflops": round(rate / 1e12, 1)}
-    for impl in args.impl:
-        for fp8 in ("none", "hybrid") if args.fp8 and impl == "transformer_engine" else ("none",):
-            for recompute in ("none", "full"):
-                model = ModelConfig(transformer_impl=impl, recompute=recompute)  # type: ignore[arg-type]
-                precision = PrecisionConfig(fp8=fp8)  # type: ignore[arg-type]
-                seconds = step_seconds(architecture, args.seq_length, model, precision)
-                tokens_per_s = args.seq_length / seconds
-                share = architecture.train_flops_per_token(args.seq_length) * tokens_per_s / rate
-                name = f"{impl}, {'bf16' if fp8 == 'none' else 'fp8'}, recompute {recompute}"
-                print(f"  {name:44s} {seconds:7.3f} s  {tokens_per_s:7.0f} tokens/s  {share:6.1%} of the GEMM rate")
-                figures[name] = {"tokens_per_s": round(tokens_per_s), "share_of_gemm_rate": round(share, 3)}
+    reason = cannot_run(args.suite, args.device, args.tiny)
+    if reason is not None:
+        print(reason)
+        return SKIPPED
+    architecture = TINY if args.tiny else PRESETS["llama3_8b"]
+    num_layers = architecture.num_layers if args.suite == "whole" and not args.tiny else args.layers
+    architecture = dataclasses.replace(architecture, num_layers=num_layers)
+    device = torch.device(args.device)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    rates = {
+        name: product_rate(device, dtype, 256 if args.tiny else 8192, runs=10)
+        for name, dtype in (("gemm_tflops", torch.bfloat16), ("fp8_gemm_tflops", torch.float8_e4m3fn))
+    }
+    figures: dict[str, Any] = {"machine": machine, **{name: round(rate / 1e12, 4) for name, rate in rates.items()}}
+    print(json.dumps(figures), flush=True)
+    base = Work(architecture, 256 if args.tiny else args.seq_length, num_microbatches=args.microbatches)
+    with tempfile.TemporaryDirectory() as folder:
+        hf_dir = None if args.suite == "whole" else Path(folder)
+        if hf_dir is not None:
+            save_weights(architecture, hf_dir, device, torch.bfloat16)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        figures |= run_suite(SUITES[args.suite](base), device.type, rates["gemm_tflops"], hf_dir)
     print(json.dumps(figures))
+    return int(any("error" in case for case in figures.values() if isinstance(case, dict)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,7 +33,7 @@ def round_again(run: SmallRun, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for chunk in run.chunks:
         for parameter in chunk.parameters():
-            noise = 2 * torch.rand(parameter.shape, generator=generator) - 1
+            noise = 2 * torch.rand(parameter.shape, generator=generator).to(parameter.device) - 1
             parameter.data.copy_(parameter.data.float() * (1 + 2**-8 * noise))
     run.optimizer.reload_model_params()
 
