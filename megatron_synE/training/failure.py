@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,13 +23,15 @@ _CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Br
 
 
 def leave(status: int) -> NoReturn:
-    """End this process.
+    """End this process, once its threads that still write have ended.
 
-    After an error without the interpreter's last rites: there, the threads of a collective that another process's death
-    has broken abort the process with words of their own, or wait for ever.
+    Without the interpreter's last rites: there, a thread that speaks with other processes (on the board, or in a
+    collective that another process's death has broken) aborts this one, or waits for ever.
     """
     if status == 0:
-        sys.exit(0)
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.current_thread():
+                thread.join()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -23,6 +23,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ LONG_STEP_SECONDS = 5.0
 
 _LAUNCHER_GONE = 0xFF  # beside signal numbers, which are below 65
 _PR_SET_PDEATHSIG = 1
+_PF_EXITING = 4
 
 
 class StepDropped(Exception):
@@ -149,7 +151,7 @@ class StopSignal:
         self._number = self._number or self._meaning(number)
 
     def _meaning(self, number: int) -> int:
-        is_gone = self._launcher is not None and os.getppid() != self._launcher
+        is_gone = self._launcher is not None and (os.getppid() != self._launcher or _is_ending(self._launcher))
         return _LAUNCHER_GONE if number == signal.SIGTERM and is_gone else number
 
     def _listen(self, reader: socket.socket, writer: socket.socket) -> None:
@@ -187,6 +189,18 @@ class StopSignal:
         name = "the launcher is gone" if self._number == _LAUNCHER_GONE else signal.Signals(self._number).name
         moment = "after this step" if self._training.is_set() else "before the first step"
         print(f"pretrain_llama3_synE: {name}: stopping {moment}", file=sys.stderr, flush=True)
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether the process's first thread is at its end. While others of its threads live, it remains the parent.
+
+    Read here and not in `runtime.processes`, whose package imports torch: this runs in a signal handler.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(text.rpartition(")")[2].split()[6]) & _PF_EXITING)
 
 
 class _ForkedChild:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,31 @@ def test_before_the_processes_meet_the_first_tells(
     monkeypatch.setenv("RANK", "1")
     failure.report(ValueError("no such file"), None, lambda seconds: ended)
     assert capsys.readouterr().err == told
+
+
+LEAVING = """
+import sys, threading, time
+import torch
+from megatron_synE.training.failure import leave
+
+store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+def speak():
+    while True:
+        store.add("life", 1)
+
+def write():
+    time.sleep(0.5)
+    print("written", flush=True)
+
+threading.Thread(target=speak, daemon=True).start()
+threading.Thread(target=write).start()
+time.sleep(0.1)
+leave(0)
+"""
+
+
+def test_leaving_waits_for_who_writes_and_not_for_who_speaks() -> None:
+    """The interpreter's own end aborts such a process: "terminate called without an active exception"."""
+    ended = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "written\n", "")

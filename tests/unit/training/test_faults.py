@@ -113,3 +113,29 @@ def test_the_entry_catches_signals_before_it_imports_what_takes_seconds() -> Non
     code = "import sys, pretrain_llama3_synE; print({'torch', 'numpy', 'jsonargparse'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_launcher_is_gone_when_its_first_thread_is() -> None:
+    """Killed, its threads end in any order; while one lives, it is still the parent of its processes."""
+    launched = """
+import os
+from megatron_synE.training import faults
+stop = faults.StopSignal(os.getppid())
+stop.install()
+stop.begin_training()
+print("ready", flush=True)
+stop.wait(30)
+import time; time.sleep(0.5)
+"""
+    launcher = f"""
+import ctypes, subprocess, sys, threading, time
+child = subprocess.Popen([sys.executable, "-c", {launched!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+threading.Thread(target=time.sleep, args=(3,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", launcher], cwd=ROOT, env=environment(), text=True, stderr=subprocess.PIPE
+    )
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert err == "pretrain_llama3_synE: the launcher is gone: stopping after this step\n"
