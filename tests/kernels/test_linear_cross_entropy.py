@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from megatron_synE.kernels import linear_cross_entropy, override, reference
-from megatron_synE.kernels.linear_cross_entropy import _softmax
+from megatron_synE.kernels.linear_cross_entropy import _chunk_bytes, _softmax
 from tests.helpers.distributed import run_distributed
 from tests.kernels.oracle import BF16_FACTOR, devices, relative_error
 
@@ -95,7 +97,8 @@ def test_statistics_of_a_shard_that_is_not_finite(content, columns, dtype, devic
         logits[:, columns // 2] = torch.nan
     elif content != "none":
         logits.fill_(float(content))
-    logits, targets, scale = logits.to(device, dtype), torch.tensor([-5, 1], device=device), torch.ones(2, device=device)
+    logits, targets = logits.to(device, dtype), torch.tensor([-5, 1], device=device)
+    scale = torch.ones(2, device=device)
     maximum, total, _ = _softmax(logits, targets, scale, valid, None, False)
     merged = total * (maximum - 3.0).exp()
     assert merged.isnan().all() if "nan" in content else torch.equal(merged.cpu(), torch.zeros(2))
@@ -192,3 +195,12 @@ def test_torch_library_registration():
     h, w, labels, mask = case(5, 8, 10, 10)
     arguments = (h.requires_grad_(), w.requires_grad_(), labels, mask, 10, "", 4, True)
     torch.library.opcheck(torch.ops.syne.linear_cross_entropy.default, arguments)
+
+
+def test_chunks_grow_with_the_memory_of_the_gpu(monkeypatch):
+    """A step of 8,192 tokens with Llama-3's vocabulary is two chunks on 80 GB and one on 141 GB."""
+    logits_bytes = 8192 * 128_256 * 2
+    for memory_gb, num_chunks in ((80, 2), (141, 1)):
+        properties = SimpleNamespace(total_memory=memory_gb * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        assert -(-logits_bytes // _chunk_bytes(torch.device("cuda", 0))) == num_chunks
