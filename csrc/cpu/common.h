@@ -94,14 +94,15 @@ SYNE_INLINE float maximum_of(const float* values, int64_t count) {
   return maximum;
 }
 
-// exp for the range of a float, relative error below 2e-7; Cody-Waite reduction and a degree-6 polynomial.
+// exp for the range of a float, relative error below 2e-7; Cody-Waite reduction and a degree-6 polynomial. The
+// comparisons are written so that NaN passes them and remains.
 SYNE_INLINE float exp_fast(float x) {
-  x = x < 88.3762626f ? x : 88.3762626f;
-  float clamped = x > -87.3365447f ? x : -87.3365447f;
+  x = x > 88.3762626f ? 88.3762626f : x;
+  float clamped = x < -87.3365447f ? -87.3365447f : x;
   float scaled = clamped * 1.44269504088896341f;
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
   float shifted = scaled + 12582912.0f;
-  int32_t exponent;
+  uint32_t exponent;
   std::memcpy(&exponent, &shifted, 4);
   float whole = shifted - 12582912.0f;
   float r = clamped - whole * 0.693359375f;
@@ -113,10 +114,10 @@ SYNE_INLINE float exp_fast(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  int32_t power_bits = (exponent - 0x4b400000 + 127) << 23;
+  uint32_t power_bits = (exponent - 0x4b400000u + 127u) << 23;
   float power;
   std::memcpy(&power, &power_bits, 4);
-  return x > -87.3365447f ? p * power : 0.0f;
+  return x < -87.3365447f ? 0.0f : p * power;
 }
 
 SYNE_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp_fast(-x)); }

@@ -26,10 +26,12 @@ SYNE_INLINE float row_maximum(const bf16* values, int64_t count) {
   return load(bf16{static_cast<uint16_t>(largest ^ ((largest >> 15) & 0x7fff))});
 }
 
-// buffer = exp(value - maximum), their sum. `step` is 0 where the buffer holds one block, to be used again.
+// buffer = exp(value - maximum), their sum; NaN where a value is. A shard whose values all are -inf has exponentials of
+// zero, not of -inf - -inf. `step` is 0 where the buffer holds one block, to be used again.
 template <typename T>
 SYNE_INLINE float exponentials(const T* values, float* buffer, int64_t step, float maximum, int64_t columns) {
   double total = 0.0;
+  if (maximum == -std::numeric_limits<float>::infinity()) maximum = 0.0f;
   for (int64_t block = 0; block < columns; block += kBlock, buffer += step) {
     int64_t count = block + kBlock < columns ? kBlock : columns - block;
     widen(values + block, buffer, count);

@@ -27,6 +27,7 @@ PYBIND11_MODULE(_kernels_cuda, m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.doc() = "Training kernels for NVIDIA GPUs; called through megatron_synE.kernels, which validates the arguments.";
   m.attr("cuda_version") = CUDART_VERSION;
+  m.def("problem", syne::problem, release());
 
   m.def(
       "rms_norm_forward",

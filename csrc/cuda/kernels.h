@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <string>
 
 namespace syne {
 
@@ -11,6 +12,9 @@ using std::int64_t;
 
 // megatron_synE/kernels/_native.py has the same codes.
 enum DType : int { kFloat32 = 0, kBFloat16 = 1 };
+
+// Why the kernels cannot run on the current device, in the runtime's words; empty where they can.
+std::string problem();
 
 void rms_norm_forward(DType dtype, const void* x, const void* residual, const void* weight, void* summed, void* y,
                       float* rstd, int64_t rows, int64_t width, float eps, cudaStream_t stream);

@@ -35,6 +35,21 @@ def extension(device_type: str) -> ModuleType | None:
         return None
 
 
+@cache
+def problem(device_type: str) -> str | None:
+    """Why the compiled kernels do not run on `device_type`: they were not built, or the driver or the GPU does not
+    take them; says so once."""
+    module = extension(device_type)
+    if module is None:
+        return f"no extension was built for {device_type}"
+    refusal = module.problem() if device_type == "cuda" else ""
+    if not refusal:
+        return None
+    reason = f"the kernels built with CUDA {module.cuda_version // 1000} do not run on this GPU or driver: {refusal}"
+    logger.warning("%s; plain torch is used", reason)
+    return reason
+
+
 def address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 

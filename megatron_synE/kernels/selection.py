@@ -43,9 +43,11 @@ _overrides: dict[str, Choice] = {}
 @cache
 def _default(op: str, device_type: str) -> Choice:
     assert op in OPS, op
+    problem = _native.problem(device_type)
+    if problem is not None:
+        return Choice("reference", problem)
     module = _native.extension(device_type)
-    if module is None:
-        return Choice("reference", f"no extension was built for {device_type}")
+    assert module is not None
     if op == "causal_attention" and device_type == "cuda":
         return Choice("reference", f"torch's flash attention is the fast one on a GPU; {_documents()}")
     detail = module.instruction_set() if device_type == "cpu" else "CUDA"

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from megatron_synE.kernels import _native
+from megatron_synE.kernels import _native, selection
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +114,33 @@ def test_nvcc_has_built_every_kernel_for_both_generations() -> None:
     num_sources = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
     for generation in (b"sm_80", b"sm_90"):
         assert binary.count(generation) >= num_sources, f"device code for {generation.decode()} is missing"
+
+
+def test_a_gpu_or_driver_that_does_not_take_the_kernels_falls_back_with_the_reason(monkeypatch, caplog) -> None:
+    refusal = "no kernel image is available for execution on the device"
+    module = SimpleNamespace(problem=lambda: refusal, cuda_version=13000)
+    monkeypatch.setitem(sys.modules, "megatron_synE._kernels_cuda", module)
+    cached = (_native.extension, _native.problem, selection._default)
+    for function in cached:
+        function.cache_clear()
+    try:
+        choices = [selection.choice(op, "cuda") for op in selection.OPS]
+    finally:
+        for function in cached:
+            function.cache_clear()
+    assert {choice.implementation for choice in choices} == {"reference"}
+    assert all(refusal in choice.reason and "CUDA 13" in choice.reason for choice in choices)
+    assert caplog.text.count(refusal) == 1
+
+
+@pytest.mark.requires_nvcc
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler on this machine")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine")
+def test_kernels_without_a_gpu_say_so() -> None:
+    module = _native.extension("cuda")
+    if module is None:
+        pytest.skip("the CUDA kernels were not built")
+    assert module.problem()
 
 
 def test_doctor_reports_and_fails_on_what_is_missing(tmp_path: Path) -> None:

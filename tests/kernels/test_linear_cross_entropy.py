@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from megatron_synE.kernels import linear_cross_entropy, override, reference
+from megatron_synE.kernels.linear_cross_entropy import _chunk_bytes, _softmax
 from tests.helpers.distributed import run_distributed
 from tests.kernels.oracle import BF16_FACTOR, devices, relative_error
 
@@ -63,6 +66,51 @@ def test_masked_tokens_add_nothing_even_when_not_finite(device):
     assert actual[1][2] == 0 and actual[1][4] == 0
     torch.testing.assert_close(actual[0], expected[0])
     torch.testing.assert_close(actual[2][mask > 0], expected[2])
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [3, 4, 301, 4500])
+def test_nan_in_is_nan_out(rows, dtype, device):
+    """One NaN in the weight makes every logit of its row of the vocabulary NaN; a masked token still adds nothing."""
+    h, w, labels, _ = case(4, 8, rows, rows)
+    mask = torch.tensor([1.0, 0, 1, 1])
+    for row in (0, 1, rows - 1):
+        broken = w.clone()
+        broken[row, 0] = torch.nan
+        on_device = [t.to(device) for t in (h.to(dtype), broken.to(dtype), labels, mask)]
+        loss, token_loss, dhidden, dweight = losses_and_gradients(linear_cross_entropy, *on_device, rows)
+        assert loss.isnan() and dweight.isnan().all()
+        assert token_loss[[0, 2, 3]].isnan().all() and token_loss[1] == 0
+        assert dhidden[[0, 2, 3]].isnan().all()
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [3, 40, 9000])
+@pytest.mark.parametrize("content", ["nan", "one nan", "-inf", "none"])
+def test_statistics_of_a_shard_that_is_not_finite(content, columns, dtype, device):
+    """As tensor-parallel ranks merge them: beside a finite shard NaN must remain, -inf and no column at all vanish."""
+    logits = torch.randn(2, columns, generator=torch.Generator().manual_seed(0))
+    valid = 0 if content == "none" else columns
+    if content == "one nan":
+        logits[:, columns // 2] = torch.nan
+    elif content != "none":
+        logits.fill_(float(content))
+    logits, targets = logits.to(device, dtype), torch.tensor([-5, 1], device=device)
+    scale = torch.ones(2, device=device)
+    maximum, total, _ = _softmax(logits, targets, scale, valid, None, False)
+    merged = total * (maximum - 3.0).exp()
+    assert merged.isnan().all() if "nan" in content else torch.equal(merged.cpu(), torch.zeros(2))
+
+
+@pytest.mark.parametrize("device", devices())
+def test_the_gradient_of_masked_rows_is_zero_whatever_they_hold(device):
+    logits = torch.randn(4, 37, generator=torch.Generator().manual_seed(0))
+    logits[0], logits[1, 3], logits[2, ::2] = torch.nan, torch.inf, -torch.inf
+    logits = logits.to(device)
+    _softmax(logits, torch.zeros(4, dtype=torch.int64, device=device), torch.zeros(4, device=device), 30, None, True)
+    assert torch.equal(logits.cpu(), torch.zeros(4, 37))
 
 
 @pytest.mark.parametrize("device", devices())
@@ -147,3 +195,12 @@ def test_torch_library_registration():
     h, w, labels, mask = case(5, 8, 10, 10)
     arguments = (h.requires_grad_(), w.requires_grad_(), labels, mask, 10, "", 4, True)
     torch.library.opcheck(torch.ops.syne.linear_cross_entropy.default, arguments)
+
+
+def test_chunks_grow_with_the_memory_of_the_gpu(monkeypatch):
+    """A step of 8,192 tokens with Llama-3's vocabulary is two chunks on 80 GB and one on 141 GB."""
+    logits_bytes = 8192 * 128_256 * 2
+    for memory_gb, num_chunks in ((80, 2), (141, 1)):
+        properties = SimpleNamespace(total_memory=memory_gb * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        assert -(-logits_bytes // _chunk_bytes(torch.device("cuda", 0))) == num_chunks

@@ -174,4 +174,5 @@ def emulated_gpu(module: ModuleType | None = None, *, multiprocessors: int = 2) 
 
 def _forget_choices() -> None:
     _native.extension.cache_clear()
+    _native.problem.cache_clear()
     selection._default.cache_clear()

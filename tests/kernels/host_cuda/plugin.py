@@ -11,15 +11,21 @@ from contextlib import ExitStack
 import pytest
 
 from tests.kernels import oracle
+from tests.kernels.host_cuda.build import build, load
 from tests.kernels.host_cuda.gpu import emulated_gpu
 
 OF_TORCH = ("test_causal_attention.py",)
 _active = pytest.StashKey[ExitStack]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--host-cuda-sanitizer", choices=["none", "address", "thread"], default="none")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     stack = config.stash[_active] = ExitStack()
-    stack.enter_context(emulated_gpu())
+    module = load(build(config.getoption("--host-cuda-sanitizer")))
+    stack.enter_context(emulated_gpu(module))
     oracle.devices = lambda: ["cuda"]
 
 

@@ -332,6 +332,6 @@ const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidConfiguration ? "invalid configuration argument" : "error";
 }
 
-extern "C" void host_cuda_configure(int order, unsigned seed, int multiprocessors) {
+extern "C" __attribute__((visibility("default"))) void host_cuda_configure(int order, unsigned seed, int multiprocessors) {
   host_cuda::settings = {order, seed, multiprocessors};
 }

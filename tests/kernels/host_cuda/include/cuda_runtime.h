@@ -59,6 +59,12 @@ To bit_cast(From value) {
 
 }  // namespace host_cuda
 
+struct cudaFuncAttributes {};
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
+  return cudaSuccess;
+}
+
 inline void __syncthreads() { host_cuda::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { host_cuda::warp_barrier(mask); }
 
