@@ -1,6 +1,7 @@
 # make quickstart   from nothing to a trained, exported model in a few minutes
 # make test         everything that must hold
 # make check        linter, type checker, fast tests
+# make test-te      with NVIDIA's Transformer Engine, without a GPU, in an environment of its own (6 GB)
 # make bench        the CPU benchmarks
 # make gpu          all that a GPU can show; without a network: make gpu WHEELS=DIR, made elsewhere by make gpu-wheels WHEELS=DIR
 # make clean        drop .venv, builds and quick-start runs
@@ -9,13 +10,15 @@
 PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
 	$$python -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
+INSTALL := -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python $(INSTALL)
+TE_PYTHON := .venv-te/bin/python
 BUILT_FROM := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
 TEST_EXTRAS := dev,plot,parquet,zstd,llama3-tokenizer
 # Most tests start processes of their own, so two workers keep two cores busy; a file stays in one worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help quickstart test check bench gpu gpu-wheels clean slurm
+.PHONY: help quickstart test test-te check bench gpu gpu-wheels clean slurm
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
@@ -24,6 +27,9 @@ quickstart: .venv/.base
 
 test: .venv/.dev slurm
 	$(PYTEST) -rs tests
+
+test-te: .venv-te/.installed
+	OMP_NUM_THREADS=1 $(TE_PYTHON) -m pytest -rs tests/te tests/e2e/test_nvidia_packages.py tests/unit/runtime
 
 check: .venv/.dev
 	$(BIN)/ruff check .
@@ -44,7 +50,7 @@ gpu-wheels:
 	@$(GPU_PYTHON) benchmarks/gpu/wheels.py "$(WHEELS)"
 
 clean:
-	rm -rf .venv build *.egg-info megatron_synE/*.so runs/quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-te build *.egg-info megatron_synE/*.so runs/quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Build tools first and then no build isolation: everything that is installed is pinned. What is there is kept.
 .venv/.base: $(BUILT_FROM) | $(BIN)/python
@@ -59,9 +65,17 @@ clean:
 	$(PIP) --no-build-isolation --editable '.[$(TEST_EXTRAS)]'
 	@touch $@ .venv/.base
 
-$(BIN)/python:
+# The kernels of the host are enough there.
+.venv-te/.installed: $(BUILT_FROM) tests/te/requirements.txt | $(TE_PYTHON)
+	@echo "installing into .venv-te (the first time takes a few minutes and 6 GB)"
+	$(TE_PYTHON) $(INSTALL) setuptools wheel pybind11
+	$(TE_PYTHON) $(INSTALL) --requirement tests/te/requirements.txt
+	SYNE_BUILD_CUDA=0 $(TE_PYTHON) $(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+.venv/bin/python .venv-te/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed (Debian: apt-get install python3-venv)"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(@D:/bin=)
 
 # The Slurm test needs Debian's packages; where they cannot be had it is skipped and says so.
 slurm:

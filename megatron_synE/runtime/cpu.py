@@ -15,7 +15,7 @@ and only where CUDA is absent. Nothing of megatron-core is replaced but where it
 | `torch.Tensor.cuda` | moving to the device is the identity |
 | `torch.distributed.all_gather_into_tensor` | NCCL looks at sizes only, gloo at shapes: both tensors are flattened |
 | `param_and_grad_buffer.dist_*_func` | one process alone has the result already, and gloo would copy it |
-| optimizers of Transformer Engine and Apex | they need CUDA: torch's, as where neither is installed |
+| optimizers and gradients of Transformer Engine and Apex | they need CUDA: torch's, as where neither is installed |
 | literals in `LITERAL_MODULES` | `device="cuda"` in calls, type names such as `"torch.cuda.FloatTensor"` in checks |
 
 The literals are changed in the code objects' constants, so that the functions keep their identity wherever they were
@@ -101,7 +101,7 @@ def install() -> None:
     _patch_torch_cuda()
     _patch_all_gather()
     _patch_collectives_of_one()
-    _patch_optimizers()
+    _patch_optimizers_and_gradients()
     torch.cuda.megatron_synE_cpu_adapter = True  # type: ignore[attr-defined]
 
 
@@ -162,7 +162,7 @@ def by_size(all_gather: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _patch_optimizers() -> None:
+def _patch_optimizers_and_gradients() -> None:
     from megatron.core import optimizer as package
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
@@ -175,7 +175,7 @@ def _patch_optimizers() -> None:
         module.multi_tensor_applier = utils.local_multi_tensor_applier
         module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
     clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
-    layers._grad_accum_fusion_available = False
+    layers._grad_accum_fusion_available = layers.HAVE_TE = False
 
 
 def _patch_collectives_of_one() -> None:
