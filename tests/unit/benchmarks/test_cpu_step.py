@@ -52,7 +52,7 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_share_of_the_product_rate_is_of_the_same_round() -> None:
     product = 2 * GEMM_SIZE**3
-    # At 1 product a second, a step in the time of twice its own FLOPs reaches half; a machine half as fast is no change.
+    # A step that takes twice the time of its own FLOPs reaches half; a machine that is half as fast changes nothing.
     ideal = WORK.flops_per_step / product
     found = cpu_step.ratios({"gemm": [1.0, 2.0], "ours": [2 * ideal, 4 * ideal]}, "bf16")
     assert found["gemm_share_bf16"].quartiles == pytest.approx((0.5, 0.5, 0.5))
