@@ -18,6 +18,7 @@ from megatron_synE.kernels import (
     sum_of_squares,
     wgrad_gemm_accum_fp32,
 )
+from megatron_synE.kernels.weight_gradient import _add_product, adds_products_in_fp32
 from tests.kernels.oracle import devices, relative_error
 
 pytestmark = pytest.mark.skipif(not devices(), reason="no compiled kernels were built")
@@ -71,6 +72,57 @@ def test_weight_gradient(tokens, inputs, outputs, dtype, device):
     reference.accumulate_weight_gradient(x, dy, plain)
     allowed = 1e-5 if dtype == torch.float32 else 2 * relative_error(plain, expected) + 1e-6
     assert relative_error(main_grad, expected) <= allowed
+
+
+@pytest.fixture
+def a_fresh_probe():
+    adds_products_in_fp32.cache_clear()
+    yield
+    adds_products_in_fp32.cache_clear()
+
+
+def fp32_addmm(addend, left, right, *, out_dtype, out):
+    """torch.addmm as CUDA has it, in plain torch."""
+    assert out is addend and out_dtype == out.dtype == torch.float32 and left.dtype == right.dtype == torch.bfloat16
+    return out.add_(left.float() @ right.float())
+
+
+def rounding_addmm(addend, left, right, *, out_dtype, out):
+    return out.add_((left @ right).to(out_dtype))
+
+
+def test_a_torch_without_the_product_is_found_out(a_fresh_probe, monkeypatch):
+    """A CPU has none, older ones do not know the argument, and one that rounds would be worse than none."""
+    probe, cpu = adds_products_in_fp32, torch.device("cpu")
+    assert not probe(cpu, torch.bfloat16)
+    of_old_torch = lambda addend, left, right, *, out: out  # noqa: E731
+    for addmm, expected in ((of_old_torch, False), (rounding_addmm, False), (fp32_addmm, True)):
+        probe.cache_clear()
+        monkeypatch.setattr(torch, "addmm", addmm)
+        assert probe(cpu, torch.bfloat16) == expected
+
+
+@pytest.mark.parametrize("device", devices())
+def test_the_weight_gradient_in_one_product_is_not_rounded(device, a_fresh_probe, monkeypatch):
+    if device == "cpu":
+        pytest.skip("on a CPU, tiles of the product are added while they are in cache")
+    monkeypatch.setattr(torch, "addmm", fp32_addmm)
+    generator = torch.Generator().manual_seed(8)
+    x, dy = (torch.randn(2, 32, n, generator=generator).bfloat16() for n in (17, 29))
+    start = torch.randn(29, 17, generator=generator)
+    main_grad = start.to(device)
+    wgrad_gemm_accum_fp32(x.to(device), dy.to(device), main_grad)
+    expected = start.double() + dy.flatten(0, 1).double().t() @ x.flatten(0, 1).double()
+    assert relative_error(main_grad, expected) <= 1e-6
+
+
+def test_the_shapes_of_the_product_are_those_that_torch_takes():
+    """On "meta" as on a GPU: fp32 [O, I] += bf16 [O, N] @ bf16 [N, I]."""
+    main_grad = torch.empty(29, 17, device="meta")
+    x, dy = (torch.empty(32, n, device="meta", dtype=torch.bfloat16) for n in (17, 29))
+    _add_product(main_grad, dy.t(), x)
+    with pytest.raises(RuntimeError):
+        _add_product(main_grad, dy, x)
 
 
 @pytest.mark.parametrize("device", devices())
