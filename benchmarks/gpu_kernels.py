@@ -53,6 +53,7 @@ def layer_ops(tokens: int, hidden: int, device: torch.device) -> Ops:
         "swiglu": (lambda: op.swiglu(gates), 3 * dgates.numel() * 2),
         "swiglu_backward": (lambda: op.swiglu_backward(dgates, gates), 5 * dgates.numel() * 2),
         "rope": (lambda: kernels.rope_(packed, angles, angles, positions, REPEATS + 1), 2 * rotated),
+        "rope_unpack": (lambda: kernels.rope_unpack(packed, angles, angles, positions), 4 * packed.numel()),
     }
 
 
@@ -74,7 +75,6 @@ def optimizer_ops(count: int, device: torch.device) -> Ops:
     bf16 = [torch.zeros(count, device=device, dtype=torch.bfloat16) for _ in range(3)]
     remainder = torch.zeros(count, device=device, dtype=torch.int16)
     rule = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "step": 1}
-    total = torch.zeros(1, dtype=torch.float64, device=device)
     ops: Ops = {
         "accumulate": (lambda: weight_gradient._accumulate(flat[0], bf16[0], None), count * 10.0),
         "adamw": (lambda: kernels.adamw_(*flat, **rule), count * 28.0),
@@ -82,9 +82,7 @@ def optimizer_ops(count: int, device: torch.device) -> Ops:
             lambda: kernels.adamw_(bf16[0], flat[1], bf16[1], bf16[2], remainder=remainder, **rule), count * 20.0,
         ),
     }  # fmt: skip
-    if device.type == "cuda":  # on the host it returns the sum at once
-        arguments = (0, flat[0].data_ptr(), count, total.data_ptr())
-        ops["sum_of_squares"] = (lambda: kernels._native.launch("sum_of_squares", device, *arguments), count * 4.0)
+    ops["sum_of_squares"] = (lambda: kernels.sum_of_squares([flat[0]]), count * 4.0)
     return ops
 
 

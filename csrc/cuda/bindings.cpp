@@ -1,6 +1,10 @@
 // megatron_synE._kernels_cuda: the functions of _kernels_cpu with a stream as last argument. Results that are sums
 // over the device go to memory of the caller: nothing is allocated here.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <vector>
 
 #include "cuda/kernels.h"
 
@@ -20,6 +24,14 @@ T* at(Address address) {
 DType type_of(int code) { return static_cast<DType>(code); }
 
 cudaStream_t queue(Address stream) { return reinterpret_cast<cudaStream_t>(stream); }
+
+using Addresses = std::vector<Address>;
+
+std::vector<syne::FlatTensor> flat(const Addresses& values, const std::vector<int64_t>& counts) {
+  std::vector<syne::FlatTensor> tensors;
+  for (size_t i = 0; i < values.size(); ++i) tensors.push_back({at(values[i]), counts[i]});
+  return tensors;
+}
 
 }  // namespace
 
@@ -98,28 +110,31 @@ PYBIND11_MODULE(_kernels_cuda, m) {
         syne::accumulate(type_of(dtype), at<float>(target), at(addend), count, at<float>(scale), queue(stream));
       },
       release());
+  m.attr("chunk_elements") = syne::kChunkElements;
   m.def(
       "sum_of_squares",
-      [](int dtype, Address values, int64_t count, Address total, Address stream) {
-        syne::sum_of_squares(type_of(dtype), at(values), count, at<double>(total), queue(stream));
+      [](int dtype, const Addresses& values, const std::vector<int64_t>& counts, Address chunk_sums, Address stream) {
+        syne::sum_of_squares(type_of(dtype), flat(values, counts), at<double>(chunk_sums), queue(stream));
       },
       release());
   m.def(
       "scale_in_place",
-      [](Address values, int64_t count, float factor, Address stream) {
-        syne::scale_in_place(at<float>(values), count, factor, queue(stream));
+      [](const Addresses& values, const std::vector<int64_t>& counts, float factor, Address stream) {
+        syne::scale_in_place(flat(values, counts), factor, queue(stream));
       },
       release());
   m.def(
       "adamw",
-      [](int grad_dtype, int exp_avg_dtype, int exp_avg_sq_dtype, Address param, Address model_param,
-         Address remainder, Address grad, Address exp_avg, Address exp_avg_sq, int64_t count, float lr, float beta1,
-         float beta2, float eps, float weight_decay, float bias_correction1, float bias_correction2, float grad_scale,
-         Address stream) {
-        syne::adamw({at<float>(param), at(model_param), at<std::int16_t>(remainder), at(grad), at(exp_avg),
-                     at(exp_avg_sq), type_of(grad_dtype), type_of(exp_avg_dtype), type_of(exp_avg_sq_dtype)},
-                    count, {lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale},
-                    queue(stream));
+      [](int grad_dtype, int exp_avg_dtype, int exp_avg_sq_dtype, const std::vector<std::array<Address, 6>>& buffers,
+         const std::vector<int64_t>& counts, float lr, float beta1, float beta2, float eps, float weight_decay,
+         float bias_correction1, float bias_correction2, float grad_scale, Address device_grad_scale, Address stream) {
+        std::vector<syne::AdamWBuffers> all;
+        for (auto [param, model_param, remainder, grad, exp_avg, exp_avg_sq] : buffers)
+          all.push_back({at<float>(param), at(model_param), at<std::int16_t>(remainder), at(grad), at(exp_avg),
+                         at(exp_avg_sq)});
+        syne::adamw(all, counts, {type_of(grad_dtype), type_of(exp_avg_dtype), type_of(exp_avg_sq_dtype)},
+                    {lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale},
+                    at<float>(device_grad_scale), queue(stream));
       },
       release());
 }

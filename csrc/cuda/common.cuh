@@ -58,6 +58,32 @@ __device__ __forceinline__ void keep_packed(Pack<T, N>& pack) {
   for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(words[i]));
 }
 
+// N elements as floats, in accesses of at most 16 bytes.
+template <typename T, int N>
+__device__ __forceinline__ Pack<float, N> load_floats(const T* source) {
+  constexpr int kPart = N < kWide<T> ? N : kWide<T>;
+  Pack<float, N> floats;
+#pragma unroll
+  for (int part = 0; part < N; part += kPart) {
+    auto pack = load_pack<T, kPart>(source + part);
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) floats.item[part + i] = to_float(pack.item[i]);
+  }
+  return floats;
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void store_floats(T* target, const Pack<float, N>& floats) {
+  constexpr int kPart = N < kWide<T> ? N : kWide<T>;
+#pragma unroll
+  for (int part = 0; part < N; part += kPart) {
+    Pack<T, kPart> pack;
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) pack.item[i] = from_float<T>(floats.item[part + i]);
+    store_pack<T, kPart>(target + part, pack);
+  }
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace syne {
 
@@ -53,24 +54,37 @@ void cross_entropy(DType dtype, void* logits, CrossEntropyPass pass, int64_t cou
 void accumulate(DType dtype, float* target, const void* addend, int64_t count, const float* scale,
                 cudaStream_t stream);
 
-// Adds the sum of squares to `*total`, which the caller has set to zero.
-void sum_of_squares(DType dtype, const void* values, int64_t count, double* total, cudaStream_t stream);
-void scale_in_place(float* values, int64_t count, float factor, cudaStream_t stream);
+struct FlatTensor {
+  void* values;
+  int64_t count;
+};
+
+// Elements that a block of the kernels below works on.
+constexpr int64_t kChunkElements = 16384;
+
+// One sum for each chunk of each tensor, chunk after chunk and tensor after tensor.
+void sum_of_squares(DType dtype, const std::vector<FlatTensor>& tensors, double* chunk_sums, cudaStream_t stream);
+void scale_in_place(const std::vector<FlatTensor>& tensors, float factor, cudaStream_t stream);
 
 struct AdamWStep {
   float lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale;
 };
 
-// As in cpu/kernels.h; `model_param` is bf16.
-struct AdamWTensors {
+// Of one parameter, as in cpu/kernels.h; `model_param` is bf16.
+struct AdamWBuffers {
   float* param;
   void* model_param;
   std::int16_t* remainder;
   const void* grad;
   void *exp_avg, *exp_avg_sq;
-  DType grad_dtype, exp_avg_dtype, exp_avg_sq_dtype;
 };
 
-void adamw(const AdamWTensors& tensors, int64_t count, const AdamWStep& step, cudaStream_t stream);
+struct AdamWTypes {
+  DType grad, exp_avg, exp_avg_sq;
+};
+
+// All parameters have remainders, or none has. The gradients are multiplied by `*grad_scale` too, if that is not null.
+void adamw(const std::vector<AdamWBuffers>& buffers, const std::vector<int64_t>& counts, const AdamWTypes& types,
+           const AdamWStep& step, const float* grad_scale, cudaStream_t stream);
 
 }  // namespace syne

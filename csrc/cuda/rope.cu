@@ -24,19 +24,6 @@ __device__ __forceinline__ T* locate(const Heads<T>& heads, int64_t row, int hea
   return (head == queries ? heads.key : heads.value) + row * head_dim;
 }
 
-template <int N>
-__device__ __forceinline__ Pack<float, N> load_angles(const float* source) {
-  constexpr int kPart = N < 4 ? N : 4;
-  Pack<float, N> all;
-#pragma unroll
-  for (int part = 0; part < N; part += kPart) {
-    auto some = load_pack<float, kPart>(source + part);
-#pragma unroll
-    for (int i = 0; i < kPart; ++i) all.item[part + i] = some.item[i];
-  }
-  return all;
-}
-
 // A block for each token. Threads along x take N pairs (element i of a head's first half with that of its second), in
 // the same place of every head, so they read the angles once; threads along y take the heads.
 template <typename T, int N, Way kWay>
@@ -46,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
   int64_t token = blockIdx.x, angles = positions[token] * half;
   int visited = kWay == kInPlace ? rotated_heads : group_heads;
   for (int column = threadIdx.x * N; column < half; column += blockDim.x * N) {
-    auto c = load_angles<N>(cos + angles + column), s = load_angles<N>(sin + angles + column);
+    auto c = load_floats<float, N>(cos + angles + column), s = load_floats<float, N>(sin + angles + column);
     int group = threadIdx.y / visited, head = threadIdx.y % visited;
     while (group < groups) {
       int64_t row = token * groups + group;

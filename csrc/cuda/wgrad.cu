@@ -13,16 +13,10 @@ __global__ void accumulate_kernel(float* target, const T* addend, int64_t count,
   int64_t whole = count / N * N;
   int64_t first = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) * N;
   for (int64_t index = first; index < whole; index += step) {
-    auto pack = load_pack<T, N>(addend + index);
-    // fp32 packs of 16 bytes: N of them may be two accesses.
-    constexpr int kPart = N < 4 ? N : 4;
+    auto sum = load_floats<float, N>(target + index), more = load_floats<T, N>(addend + index);
 #pragma unroll
-    for (int part = 0; part < N; part += kPart) {
-      auto sum = load_pack<float, kPart>(target + index + part);
-#pragma unroll
-      for (int i = 0; i < kPart; ++i) sum.item[i] += scale * to_float(pack.item[part + i]);
-      store_pack<float, kPart>(target + index + part, sum);
-    }
+    for (int i = 0; i < N; ++i) sum.item[i] += scale * more.item[i];
+    store_floats<float, N>(target + index, sum);
   }
   if (first == 0)
     for (int64_t index = whole; index < count; ++index) target[index] += scale * to_float(addend[index]);

@@ -146,6 +146,9 @@ class ModelConfig:
     """Layers in plain torch, with our fused kernels, or NVIDIA's Transformer Engine."""
     recompute: Literal["none", "full", "selective"] = "none"
     """Activations computed again in the backward pass: none, whole layers, or the attention core only."""
+    recompute_activation_func: bool = True
+    """Fused layers compute SwiGLU again in the backward pass, as Megatron's recompute module moe_act does for experts:
+    one cheap pass, and a third of the MLP's activations less. Whole-layer recomputation has no use for it."""
 
     def architecture(self, base: LlamaArchitecture | None = None) -> LlamaArchitecture:
         """The sizes: those of `base` (an HF model's) or of the preset, with this config's own fields on top.

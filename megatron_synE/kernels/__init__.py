@@ -1,6 +1,6 @@
 """Training kernels: one public signature per op; `reference` is the oracle, `selection` says what runs and why."""
 
-from megatron_synE.kernels.adamw import adamw_, l2_norm, scale_, sum_of_squares
+from megatron_synE.kernels.adamw import AdamWBuffers, adamw_, adamw_all_, l2_norm, scale_, sum_of_squares
 from megatron_synE.kernels.attention import (
     causal_attention,
     packed_self_attention,
@@ -23,6 +23,7 @@ from megatron_synE.kernels.weight_gradient import (
 )
 
 __all__ = [
+    "AdamWBuffers",
     "Choice",
     "FusedAdamW",
     "ParameterwiseOptimizer",
@@ -30,6 +31,7 @@ __all__ = [
     "Span",
     "VariableLengthSpans",
     "adamw_",
+    "adamw_all_",
     "add_rms_norm",
     "add_to_main_grad",
     "causal_attention",

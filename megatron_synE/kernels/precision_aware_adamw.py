@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from megatron_synE.kernels.adamw import adamw_
+from megatron_synE.kernels.adamw import AdamWBuffers
 from megatron_synE.kernels.fused_adamw import ParameterwiseOptimizer
 from megatron_synE.kernels.reference import join_fp32, split_fp32
 
@@ -21,7 +21,7 @@ MOMENT_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PrecisionAwareAdamW(ParameterwiseOptimizer):
-    """AdamW by `adamw_`. Updates are counted in the group, as `group["step"]`.
+    """AdamW by `adamw_all_`. Updates are counted in the group, as `group["step"]`.
 
     State of a parameter: `exp_avg` and `exp_avg_sq` in their dtypes, and `master_param`, which is the int16 remainder
     of a bf16 parameter (`store_param_remainders`), or its fp32 main value, or an fp32 parameter itself.
@@ -59,26 +59,15 @@ class PrecisionAwareAdamW(ParameterwiseOptimizer):
     def _gradient(self, param: torch.Tensor) -> torch.Tensor | None:
         return getattr(param, "decoupled_grad" if self.use_decoupled_grad else "grad", None)
 
-    def _update(self, param: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
+    def _buffers(self, param: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> tuple[int, AdamWBuffers]:
         if not self.state[param]:
             self.initialize_state(param)
         state = self.state[param]
-        main = state["master_param"]
-        has_remainder = main.dtype == torch.int16
-        adamw_(
-            param if has_remainder else main,
-            grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            lr=float(group["lr"]),
-            betas=group["betas"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            step=group["step"],
-            grad_scale=self.grad_scale,
-            model_param=None if has_remainder or param.dtype == torch.float32 else param,
-            remainder=main if has_remainder else None,
-        )
+        main, moments = state["master_param"], (state["exp_avg"], state["exp_avg_sq"])
+        if main.dtype == torch.int16:
+            return group["step"], AdamWBuffers(param, grad, *moments, remainder=main)
+        model_param = None if param.dtype == torch.float32 else param
+        return group["step"], AdamWBuffers(main, grad, *moments, model_param=model_param)
 
     def initialize_state(self, param: torch.Tensor, store_param_remainders: bool | None = None) -> None:
         """Moments of zero, and a main value that is the parameter's; the second argument is Transformer Engine's."""

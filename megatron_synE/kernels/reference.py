@@ -114,8 +114,9 @@ def accumulate_weight_gradient(
     main_grad_OI += (grad_output_NO.t() @ input_NI).to(main_grad_OI.dtype)
 
 
-def sum_of_squares(values: torch.Tensor) -> float:
-    return float(_wide(values).square().sum(dtype=torch.float64))
+def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
+    """fp64 `[]`."""
+    return _wide(values).square().sum(dtype=torch.float64)
 
 
 def split_fp32(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +149,7 @@ def adamw(
     eps: float,
     weight_decay: float,
     step: int,
-    grad_scale: float,
+    grad_scale: float | torch.Tensor,
 ) -> None:
     """One step of AdamW in place; arXiv 1711.05101, algorithm 2, with bias correction as torch does it."""
     main = param if remainder is None else join_fp32(param, remainder)

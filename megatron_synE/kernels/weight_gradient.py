@@ -7,6 +7,8 @@ Legend: N tokens, I input features, O output features.
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ import torch
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
 from megatron_synE.kernels.selection import is_compiled
+
+logger = logging.getLogger(__name__)
 
 # Bytes of the product that is computed at a time: it is added to the main gradient while it is still in cache.
 TILE_BYTES = 4 * 2**20
@@ -33,12 +37,18 @@ def wgrad_gemm_accum_fp16(input_NI: torch.Tensor, grad_output_NO: torch.Tensor, 
 
 
 def accumulate_(main_grad_OI: torch.Tensor, input_NI: torch.Tensor, grad_output_NO: torch.Tensor) -> None:
-    """main_grad (fp32, contiguous) += grad_output^T @ input, without an fp32 copy of the product."""
+    """main_grad (fp32, contiguous) += grad_output^T @ input, without an fp32 copy of the product.
+
+    On a GPU whose torch can, that is one product, and nothing is rounded to 16 bits on the way.
+    """
     if input_NI.dtype == torch.float32:
         torch.addmm(main_grad_OI, grad_output_NO.t(), input_NI, out=main_grad_OI)
         return
     if not is_compiled("weight_gradient", input_NI, grad_output_NO, main_grad_OI):
         reference.accumulate_weight_gradient(input_NI, grad_output_NO, main_grad_OI)
+        return
+    if main_grad_OI.is_cuda and adds_products_in_fp32(main_grad_OI.device, input_NI.dtype):
+        _add_product(main_grad_OI, grad_output_NO.t(), input_NI)
         return
     outputs, inputs = main_grad_OI.shape
     rows = outputs if main_grad_OI.is_cuda else max(1, TILE_BYTES // (inputs * input_NI.element_size()))
@@ -48,6 +58,28 @@ def accumulate_(main_grad_OI: torch.Tensor, input_NI: torch.Tensor, grad_output_
         end = min(begin + rows, outputs)
         tile = torch.mm(transposed[begin:end], input_NI, out=product[: end - begin])
         _accumulate(main_grad_OI[begin:end], tile, None)
+
+
+def _add_product(target_OI: torch.Tensor, left_ON: torch.Tensor, right_NI: torch.Tensor) -> None:
+    torch.addmm(target_OI, left_ON, right_NI, out_dtype=torch.float32, out=target_OI)
+
+
+@cache
+def adds_products_in_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch adds a product of 16-bit matrices to fp32 on this device, without rounding it first.
+
+    Found out by a product of 2^8 + 2^-12, which 16 bits cannot hold; the host waits for it, once. torch 2.8 has the
+    argument, but takes an fp32 addend since 2.10 only.
+    """
+    left = torch.zeros(16, 16, dtype=dtype, device=device)
+    left[:, 0], left[:, 1] = 16.0, 2.0**-6
+    total = torch.full((16, 16), 0.5, device=device)
+    try:
+        _add_product(total, left, left.t())
+    except (TypeError, RuntimeError) as error:
+        logger.info("weight gradients on %s are rounded to 16 bits before they are added: %s", device, error)
+        return False
+    return bool((total == 0.5 + 2.0**8 + 2.0**-12).all())
 
 
 def add_to_main_grad(

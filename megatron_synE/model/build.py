@@ -58,7 +58,7 @@ def _build_chunk(
     model_class = FusedLlamaModel if model.transformer_impl == "fused" else LlamaModel
     chunk = model_class(
         config=config,
-        transformer_layer_spec=block_spec(config, model.transformer_impl, vp_stage),
+        transformer_layer_spec=block_spec(config, model.transformer_impl, vp_stage, model.recompute_activation_func),
         vocab_size=padded_vocab_size(architecture.vocab_size, model, parallel),
         max_sequence_length=architecture.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),

@@ -93,7 +93,12 @@ class FusedSelfAttention(SelfAttention):
 
 
 class FusedMLP(MLP):
-    """The gated MLP with SwiGLU in one pass."""
+    """The gated MLP with SwiGLU in one pass, which the backward pass repeats instead of keeping its result."""
+
+    def __init__(self, config: Any, *args: Any, recompute_activation_func: bool = True, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        # Where whole layers are computed again, nothing is kept for long.
+        self.recompute_activation_func = recompute_activation_func and config.recompute_granularity != "full"
 
     def forward(self, hidden_SBH: torch.Tensor, **unused: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         gate_and_up, _ = self.linear_fc1(hidden_SBH)
@@ -101,7 +106,7 @@ class FusedMLP(MLP):
             return self.linear_fc2(swiglu(gate_and_up))
         activated = swiglu(gate_and_up, overwrite=True)
         output, bias = self.linear_fc2(activated)
-        if self.config.recompute_granularity != "full" and getattr(self.linear_fc2, "keeps_input", True):
+        if self.recompute_activation_func and getattr(self.linear_fc2, "keeps_input", True):
             # SwiGLU again in the backward pass costs one cheap pass and saves a third of the MLP's activations.
             drop_until_backward(activated, gate_and_up, output)
         return output, bias
@@ -130,7 +135,7 @@ class FusedTransformerLayer(TransformerLayer):
         return residual + update, None
 
 
-def fused_layer_spec(checkpoint_names: dict[str, str]) -> ModuleSpec:
+def fused_layer_spec(checkpoint_names: dict[str, str], recompute_activation_func: bool = True) -> ModuleSpec:
     """The layer above on megatron-core's tensor-parallel linear layers."""
     attention = ModuleSpec(
         module=FusedSelfAttention,
@@ -140,7 +145,9 @@ def fused_layer_spec(checkpoint_names: dict[str, str]) -> ModuleSpec:
         ),
     )
     mlp = ModuleSpec(
-        module=FusedMLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        module=FusedMLP,
+        params={"recompute_activation_func": recompute_activation_func},
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
     )
     return ModuleSpec(
         module=FusedTransformerLayer,

@@ -50,8 +50,10 @@ def local_layer_spec() -> ModuleSpec:
     )
 
 
-def block_spec(config: TransformerConfig, transformer_impl: str, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """The layers of one model chunk, and the norm behind the last one.
+def block_spec(
+    config: TransformerConfig, transformer_impl: str, vp_stage: int | None, recompute_activation_func: bool = True
+) -> TransformerBlockSubmodules:
+    """The layers of one model chunk, and the norm behind the last one; only fused ones recompute the activation.
 
     Raises:
         ValueError: the implementation is unknown or not installed.
@@ -60,7 +62,7 @@ def block_spec(config: TransformerConfig, transformer_impl: str, vp_stage: int |
     if transformer_impl == "local":
         return TransformerBlockSubmodules(layer_specs=[local_layer_spec()] * num_layers, layer_norm=RMSNorm)
     if transformer_impl == "fused":
-        layers = [fused_layer_spec(CHECKPOINT_NAMES)] * num_layers
+        layers = [fused_layer_spec(CHECKPOINT_NAMES, recompute_activation_func)] * num_layers
         return TransformerBlockSubmodules(layer_specs=layers, layer_norm=FusedRMSNorm)
     if transformer_impl == "transformer_engine":
         return transformer_engine_block(num_layers)

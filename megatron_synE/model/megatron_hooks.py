@@ -120,4 +120,4 @@ def _scale(chunk_size: int, noop_flag: torch.Tensor, tensor_lists: list[list[tor
     for source, target in zip(*tensor_lists, strict=True):
         if target is not source:
             target.copy_(source)
-        scale_(target, factor)
+    scale_(tensor_lists[1], factor)

@@ -16,11 +16,12 @@ from tests.helpers.training import ARCHITECTURE
 LENGTHS = [1, 7, 20, 4]
 
 
-def build(impl: str, divisible_by: int = 4) -> Any:
+def build(impl: str, divisible_by: int = 4, **options: Any) -> Any:
     from megatron_synE.model import build_model_chunks
 
     torch.manual_seed(0)
-    model = ModelConfig(make_vocab_size_divisible_by=divisible_by, transformer_impl=impl, init_method_std=0.3)  # type: ignore[arg-type]
+    options |= {"make_vocab_size_divisible_by": divisible_by, "transformer_impl": impl, "init_method_std": 0.3}
+    model = ModelConfig(**options)
     device = initialize(ParallelConfig()).device
     return build_model_chunks(ARCHITECTURE, model, ParallelConfig(), PrecisionConfig(dtype="fp32"), device=device)[0]
 
@@ -101,3 +102,33 @@ def test_padding_rows_take_no_part_in_the_loss() -> None:
     for impl in ("local", "fused"):
         torch.testing.assert_close(results[f"{impl} 64"]["losses"], results["local 1"]["losses"], rtol=1e-5, atol=1e-5)
         assert results[f"{impl} 64"]["padding"] == 0.0
+
+
+def kept_and_gradients(recompute_activation_func: bool) -> tuple[list[int], list[torch.Tensor]]:
+    """Bytes that each layer keeps of SwiGLU's result between the passes, and all gradients."""
+    model = build("fused", recompute_activation_func=recompute_activation_func)
+    for parameter in model.parameters():
+        parameter.main_grad = torch.zeros(parameter.shape)
+    activated: list[torch.Tensor] = []
+    for layer in model.decoder.layers:
+        layer.mlp.linear_fc2.register_forward_pre_hook(lambda module, inputs: activated.append(inputs[0].detach()))
+    tokens = torch.arange(24).unsqueeze(0)
+    losses = model(tokens, tokens, None, labels=tokens + 1)
+    kept = [tensor.untyped_storage().nbytes() for tensor in activated]
+    losses.sum().backward()
+    gradients = [parameter.main_grad.clone() for parameter in model.parameters()]
+    leave()
+    return kept, gradients
+
+
+def recomputed_or_not() -> dict[str, Any]:
+    return {"recomputed": kept_and_gradients(True), "kept": kept_and_gradients(False)}
+
+
+def test_the_activation_is_recomputed_or_kept() -> None:
+    results = run_distributed(recomputed_or_not, 1)[0]
+    (dropped, recomputed), (kept, whole) = results["recomputed"], results["kept"]
+    assert not any(dropped)
+    assert kept == [24 * ARCHITECTURE.ffn_hidden_size * 4] * ARCHITECTURE.num_layers
+    assert all(torch.equal(a, b) for a, b in zip(recomputed, whole, strict=True))
+    assert sum(float(gradient.abs().sum()) for gradient in whole) > 0
