@@ -26,11 +26,11 @@ from megatron_synE.kernels.fp8 import (
     E4M3,
     E5M2,
     Quantized,
-    fp8_problem,
     largest_magnitude,
     quantize,
     scale_of,
     scaled_product,
+    scaled_product_problem,
 )
 from megatron_synE.kernels.weight_gradient import holder_of_main_grad
 
@@ -43,7 +43,7 @@ def use_fp8_products(model: Any, precision: PrecisionConfig, device: torch.devic
     Raises:
         ValueError: the device has none.
     """
-    problem = fp8_problem(device)
+    problem = scaled_product_problem(device)
     if problem is not None:
         raise ValueError(f"precision.fp8: {problem}; use none")
     for layer in model.decoder.layers:
