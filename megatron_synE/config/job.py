@@ -50,6 +50,8 @@ class JobConfig:
         found += self._model_problems(base)
         if self.parallel.model_parallel_size > 0:
             found += self._batch_problems(world_size)
+        if self.parallel.tp_comm_overlap and self.model.transformer_impl != "transformer_engine":
+            found.append("parallel.tp_comm_overlap: needs model.transformer_impl transformer_engine; use it")
         return found + self._fp8_problems(base) + self._optimizer_problems()
 
     def _fp8_problems(self, base: LlamaArchitecture | None) -> list[str]:

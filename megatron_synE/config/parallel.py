@@ -28,6 +28,19 @@ class ParallelConfig:
     """Reduce gradients while the backward pass still runs."""
     overlap_param_gather: bool = False
     """Gather updated parameters while the next forward pass already runs (distributed optimizer only)."""
+    ddp_bucket_size: int | None = None
+    """Parameters whose gradients are reduced together, and gathered together; none for megatron-core's choice of 40
+    million, or a million a data-parallel process where that is more."""
+    ddp_pad_buckets_for_high_nccl_busbw: bool = False
+    """Pad these buckets to a size that nccl moves fast over many processes (distributed optimizer only)."""
+    align_grad_reduce: bool = False
+    """Virtual stages: all pipeline processes reduce gradients at the same time, not each as soon as it can."""
+    align_param_gather: bool = False
+    """The same for the gathering of parameters."""
+    overlap_p2p_comm_warmup_flush: bool = False
+    """Virtual stages: exchange beside computation also at the pipeline's filling and emptying."""
+    tp_comm_overlap: bool = False
+    """Move tensor-parallel parts beside the products that need or make them (Transformer Engine, sequence_parallel)."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """cuda with nccl, or cpu with gloo; auto takes a GPU where there is one."""
     timeout_minutes: int = 30
@@ -68,6 +81,30 @@ class ParallelConfig:
                 "parallel.overlap_param_gather: needs parallel.use_distributed_optimizer and "
                 "parallel.overlap_grad_reduce; turn both on, or this off"
             )
+        return found + self._overlap_problems()
+
+    def _overlap_problems(self) -> list[str]:
+        virtual = self.virtual_pipeline_model_parallel_size is not None
+        needs = {
+            "align_grad_reduce": {
+                "overlap_grad_reduce": self.overlap_grad_reduce, "virtual_pipeline_model_parallel_size": virtual,
+            },
+            "align_param_gather": {
+                "overlap_param_gather": self.overlap_param_gather, "virtual_pipeline_model_parallel_size": virtual,
+            },
+            "overlap_p2p_comm_warmup_flush": {"virtual_pipeline_model_parallel_size": virtual},
+            "ddp_bucket_size": {"overlap_grad_reduce": self.overlap_grad_reduce},
+            "ddp_pad_buckets_for_high_nccl_busbw": {"use_distributed_optimizer": self.use_distributed_optimizer},
+            "tp_comm_overlap": {"sequence_parallel": self.sequence_parallel},
+        }  # fmt: skip
+        found = [
+            f"parallel.{name}: needs parallel.{needed}; set that, or drop this"
+            for name, conditions in needs.items()
+            for needed, holds in conditions.items()
+            if getattr(self, name) and not holds
+        ]
+        if self.ddp_bucket_size is not None and self.ddp_bucket_size < 1:
+            found.append(f"parallel.ddp_bucket_size: {self.ddp_bucket_size} is not positive; use 40000000, or null")
         return found
 
     def problems_with(self, model: LlamaArchitecture, seq_length: int) -> list[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.op import kernel_op
 
 # Queries of a block: enough rows for efficient products, few enough to leave out most of what the mask hides.
 BLOCK_QUERIES = 128
@@ -26,7 +27,7 @@ BLOCK_QUERIES = 128
 BLOCK_BYTES = 4 * 2**20
 
 
-@torch.library.custom_op("syne::causal_attention", mutates_args=())
+@kernel_op("syne::causal_attention")
 def blocked_causal_attention(
     query_SBGRD: torch.Tensor, key_TBGD: torch.Tensor, value_TBGD: torch.Tensor, scale: float, spans: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,7 +39,7 @@ def blocked_causal_attention(
     return context, *_forward(query_SBGRD, key_TBGD, value_TBGD, scale, spans, context)
 
 
-@torch.library.custom_op("syne::causal_attention_backward", mutates_args=())
+@kernel_op("syne::causal_attention_backward")
 def _backward_op(
     dcontext_SBGRD: torch.Tensor,
     query_blocks: torch.Tensor,
@@ -56,7 +57,7 @@ def _backward_op(
     return dquery, dkey, dvalue
 
 
-@torch.library.custom_op("syne::packed_causal_attention", mutates_args=())
+@kernel_op("syne::packed_causal_attention")
 def packed_causal_attention(
     packed_SBGJD: torch.Tensor, scale: float, spans: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -69,7 +70,7 @@ def packed_causal_attention(
     return context, *_forward(query, key, value, scale, spans, context)
 
 
-@torch.library.custom_op("syne::packed_causal_attention_backward", mutates_args=())
+@kernel_op("syne::packed_causal_attention_backward")
 def _packed_backward_op(
     dcontext_SBGRD: torch.Tensor,
     query_blocks: torch.Tensor,

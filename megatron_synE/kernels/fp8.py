@@ -71,7 +71,7 @@ def scaled_product(left_MK: Quantized, right_NK: Quantized, *, fast_accumulation
     )  # fmt: skip
 
 
-def fp8_problem(device: torch.device) -> str | None:
+def scaled_product_problem(device: torch.device) -> str | None:
     """Why there are no 8-bit products on this device; None where there are. A CPU emulates them."""
     if device.type != "cuda":
         return None

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.op import kernel_op
 from megatron_synE.kernels.selection import is_compiled, require_one_device
 from megatron_synE.kernels.weight_gradient import accumulate_, holder_of_main_grad, placeholder_gradient
 
@@ -97,7 +98,7 @@ def _chunk_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory * GPU_CHUNK_SHARE)
 
 
-@torch.library.custom_op("syne::linear_cross_entropy", mutates_args=())
+@kernel_op("syne::linear_cross_entropy")
 def _linear_cross_entropy(
     hidden_NH: torch.Tensor,
     weight_VH: torch.Tensor,

@@ -6,6 +6,7 @@ import torch
 
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.op import kernel_op
 from megatron_synE.kernels.selection import is_compiled
 
 
@@ -42,7 +43,7 @@ def _check(x: torch.Tensor, weight: torch.Tensor) -> None:
         raise ValueError(f"x is {x.dtype} and weight {weight.dtype}: they must have one dtype")
 
 
-@torch.library.custom_op("syne::rms_norm", mutates_args=())
+@kernel_op("syne::rms_norm")
 def _rms_norm(x_NH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     x, weight = x_NH.contiguous(), weight_H.contiguous()
     y = torch.empty_like(x)
@@ -52,7 +53,7 @@ def _rms_norm(x_NH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> tuple[t
     return y, rstd
 
 
-@torch.library.custom_op("syne::add_rms_norm", mutates_args=())
+@kernel_op("syne::add_rms_norm")
 def _add_rms_norm(
     x_NH: torch.Tensor, residual_NH: torch.Tensor, weight_H: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -64,7 +65,7 @@ def _add_rms_norm(
     return y, summed, rstd
 
 
-@torch.library.custom_op("syne::rms_norm_backward", mutates_args=())
+@kernel_op("syne::rms_norm_backward")
 def _rms_norm_backward(
     dy_NH: torch.Tensor,
     dsummed_NH: torch.Tensor | None,

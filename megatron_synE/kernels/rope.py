@@ -12,6 +12,7 @@ import torch
 
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.op import kernel_op
 from megatron_synE.kernels.selection import is_compiled, require_one_device
 
 
@@ -89,7 +90,7 @@ def _checked_shape(
     return shape
 
 
-@torch.library.custom_op("syne::rope_", mutates_args=("packed_NGJD",))
+@kernel_op("syne::rope_", mutates_args=("packed_NGJD",))
 def _rope_(
     packed_NGJD: torch.Tensor,
     cos_PD: torch.Tensor,
@@ -134,7 +135,7 @@ class _Rope(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-@torch.library.custom_op("syne::rope_unpack", mutates_args=())
+@kernel_op("syne::rope_unpack")
 def _rope_unpack(
     packed_NGJD: torch.Tensor, cos_PD: torch.Tensor, sin_PD: torch.Tensor, positions_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -144,7 +145,7 @@ def _rope_unpack(
     return parts
 
 
-@torch.library.custom_op("syne::rope_unpack_backward", mutates_args=())
+@kernel_op("syne::rope_unpack_backward")
 def _rope_unpack_backward(
     dquery_NGRD: torch.Tensor,
     dkey_NGD: torch.Tensor,

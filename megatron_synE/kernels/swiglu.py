@@ -6,6 +6,7 @@ import torch
 
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.op import kernel_op
 from megatron_synE.kernels.selection import is_compiled
 
 
@@ -72,7 +73,7 @@ class _OverwritingSwiGLU(torch.autograd.Function):
         return x.detach()
 
 
-@torch.library.custom_op("syne::swiglu", mutates_args=())
+@kernel_op("syne::swiglu")
 def _swiglu(x_N2F: torch.Tensor) -> torch.Tensor:
     x = x_N2F.contiguous()
     y = x.new_empty(x.shape[0], x.shape[1] // 2)
@@ -80,7 +81,7 @@ def _swiglu(x_N2F: torch.Tensor) -> torch.Tensor:
     return y
 
 
-@torch.library.custom_op("syne::swiglu_backward", mutates_args=())
+@kernel_op("syne::swiglu_backward")
 def _swiglu_backward(dy_NF: torch.Tensor, x_N2F: torch.Tensor) -> torch.Tensor:
     dy, x = dy_NF.contiguous(), x_N2F.contiguous()
     dx = torch.empty_like(x)

@@ -26,11 +26,11 @@ from megatron_synE.kernels.fp8 import (
     E4M3,
     E5M2,
     Quantized,
-    fp8_problem,
     largest_magnitude,
     quantize,
     scale_of,
     scaled_product,
+    scaled_product_problem,
 )
 from megatron_synE.kernels.weight_gradient import holder_of_main_grad
 
@@ -43,7 +43,7 @@ def use_fp8_products(model: Any, precision: PrecisionConfig, device: torch.devic
     Raises:
         ValueError: the device has none.
     """
-    problem = fp8_problem(device)
+    problem = scaled_product_problem(device)
     if problem is not None:
         raise ValueError(f"precision.fp8: {problem}; use none")
     for layer in model.decoder.layers:
@@ -129,10 +129,12 @@ class _Fp8Linear(torch.autograd.Function):
             dinput_NI = own_NI
         elif ctx.allreduce_dgrad:
             reducing = torch.distributed.all_reduce(dinput_NI, group=ctx.tp_group, async_op=True)
-        dweight: torch.Tensor | None = scaled_product(gradient.transposed(), whole.transposed())
-        if ctx.main_grad is not None:
+        product_OI = scaled_product(gradient.transposed(), whole.transposed())
+        if ctx.main_grad is None:
+            dweight: torch.Tensor | None = product_OI
+        else:
             weight_OI.main_grad = ctx.main_grad
-            dweight = add_to_main_grad(weight_OI, dweight)
+            dweight = add_to_main_grad(weight_OI, product_OI)
         if reducing is not None:
             reducing.wait()
         return dinput_NI.view(ctx.input_shape), dweight, None, None, None, None, None

@@ -53,6 +53,8 @@ def make_transformer_config(
         # With two stages, batched sends and receives of the interleaved schedule would meet between the same two
         # processes and be taken for each other; overlapped ones are issued one by one.
         overlap_p2p_comm=interleaved,
+        overlap_p2p_comm_warmup_flush=parallel.overlap_p2p_comm_warmup_flush,
+        tp_comm_overlap=parallel.tp_comm_overlap,
         batch_p2p_comm=not interleaved,
         batch_p2p_sync=False,  # a wait of the host after each exchange, for a fault of torch before 2.0
         bf16=precision.dtype == "bf16",

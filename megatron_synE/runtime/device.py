@@ -11,8 +11,7 @@ import torch
 
 
 def has_gpu() -> bool:
-    """Whether torch sees a GPU. CUDA starts with that question and then reads its settings, so they are made here."""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # one queue: kernels start in the order of their launch
+    """Whether torch sees a GPU. CUDA starts with that question: a run calls `set_cuda_environment` before."""
     return torch.cuda.is_available()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from megatron_synE.config.job import JobConfig
+from megatron_synE.kernels.fp8 import scaled_product_problem
 from megatron_synE.runtime.device import choose_device
 from megatron_synE.runtime.transformer_engine import fp8_problem, transformer_engine_problem
 
@@ -13,9 +14,13 @@ def machine_problems(job: JobConfig) -> list[str]:
     """What the job asks for and this machine lacks, one line each with the fix. Needs no megatron-core."""
     found = []
     try:
-        choose_device(job.parallel.device, int(os.environ.get("LOCAL_RANK", "0")))
+        device = choose_device(job.parallel.device, int(os.environ.get("LOCAL_RANK", "0")))
     except ValueError as error:
         found.append(str(error))
+    else:
+        if job.model.transformer_impl == "fused" and job.precision.fp8 != "none":
+            problem = scaled_product_problem(device)
+            found += [] if problem is None else [f"precision.fp8: {problem}; use precision.fp8 none"]
     if job.model.transformer_impl == "transformer_engine":
         problem = transformer_engine_problem()
         if problem is not None:

@@ -28,6 +28,9 @@ def wrap_data_parallel(
         grad_reduce_in_fp32=precision.grad_reduce_in_fp32,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
+        align_param_gather=parallel.align_param_gather,
+        bucket_size=parallel.ddp_bucket_size,
+        pad_buckets_for_high_nccl_busbw=parallel.ddp_pad_buckets_for_high_nccl_busbw,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         check_for_nan_in_grad=False,  # the step looks at the gradient norm, once, after the reduction
     )
@@ -82,6 +85,10 @@ def build_optimizer(
     model_config.finalize_model_grads_func = finalize_gradients
     if parallel.overlap_grad_reduce:
         model_config.no_sync_func = _one_or_all([chunk.no_sync for chunk in model_chunks])
+    if parallel.align_grad_reduce:
+        model_config.grad_sync_func = [chunk.start_grad_sync for chunk in model_chunks]
+    if parallel.align_param_gather:
+        model_config.param_sync_func = [chunk.start_param_sync for chunk in model_chunks]
     return megatron_optimizer
 
 

@@ -21,6 +21,7 @@ from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data.preflight import preflight as data_preflight
 from megatron_synE.model import build_model_chunks
+from megatron_synE.model.tp_comm_overlap import allocate_tp_comm_buffers
 from megatron_synE.runtime import Runtime, device_name
 from megatron_synE.training.machine import machine_problems
 from megatron_synE.training.optimizer import build_optimizer, wrap_data_parallel
@@ -173,6 +174,9 @@ def _build_run(
     else:
         run_state = read_run_state(job, job_json, resume_from, architecture, runtime)
     schedule = _schedule(job, run_state)
+    if job.parallel.tp_comm_overlap:
+        tokens = job.training.micro_batch_size * run_state.stream.seq_length // job.parallel.context_parallel_size
+        allocate_tp_comm_buffers(architecture, job.parallel, job.precision, tokens_per_microbatch=tokens)
     bare_chunks = build_model_chunks(architecture, job.model, job.parallel, job.precision, device=runtime.device)
     if resume_from is None and job.checkpoint.init_from_hf is not None:
         init_from_hf(bare_chunks, job.checkpoint.init_from_hf)

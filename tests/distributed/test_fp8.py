@@ -13,6 +13,7 @@ from megatron_synE.runtime import initialize
 from tests.helpers.distributed import run_distributed
 from tests.helpers.training import SmallRun
 
+TP2 = {"tensor_model_parallel_size": 2}
 STEPS = 30
 TOKENS, INPUTS, OUTPUTS = 32, 64, 96
 BF16_ROUNDING = 2.0**-8
@@ -107,8 +108,7 @@ def whole(kind: str, name: str, parts: list[torch.Tensor], sequence_parallel: bo
 
 def test_tensor_parallel_layers_are_the_whole_layer() -> None:
     alone = run_distributed(all_passes, 1, [{}])[0]
-    sizes = {"tensor_model_parallel_size": 2}
-    parts = run_distributed(all_passes, 2, [sizes, {**sizes, "sequence_parallel": True}])
+    parts = run_distributed(all_passes, 2, [TP2, {**TP2, "sequence_parallel": True}])
     for kind in ("column", "row"):
         for fuse in (False, True):
             expected = alone[f"{kind} {fuse} False"]
@@ -162,10 +162,10 @@ def test_layers_are_8_bit_and_both_ends_are_not() -> None:
     assert ends == ends_again == ["LossLayer", "FusedVocabParallelEmbedding"]
 
 
-def curves(cases: list[list[str]]) -> list[list[float]]:
+def curves(cases: list[list[str]], layout: dict[str, Any]) -> list[list[float]]:
     found = []
     for fp8, recompute in cases:
-        run = small_run(ParallelConfig(), fp8, recompute)
+        run = small_run(ParallelConfig(**layout), fp8, recompute)
         found.append([run.step(step % 2).loss for step in range(STEPS)])
         run.close()
     return found
@@ -173,10 +173,12 @@ def curves(cases: list[list[str]]) -> list[list[float]]:
 
 def test_thirty_steps_stay_near_those_of_bf16() -> None:
     bf16, hybrid, e4m3, recomputed = run_distributed(
-        curves, 1, [["none", "none"], ["hybrid", "none"], ["e4m3", "none"], ["hybrid", "full"]]
+        curves, 1, [["none", "none"], ["hybrid", "none"], ["e4m3", "none"], ["hybrid", "full"]], {}
     )[0]
+    split = run_distributed(curves, 2, [["hybrid", "none"]], {**TP2, "sequence_parallel": True})
     assert bf16[-1] < 0.8 * bf16[0]
-    for curve in (hybrid, e4m3):
+    assert split[0] == split[1]
+    for curve in (hybrid, e4m3, split[0][0]):
         assert curve != bf16
         assert max(abs(a - b) / b for a, b in zip(curve, bf16, strict=True)) < 0.02
     assert recomputed == hybrid

@@ -106,15 +106,15 @@ def test_no_scale_is_read_by_the_host() -> None:
 def test_an_older_gpu_is_named(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], known: bool) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
-    problem: Any = fp8.fp8_problem(torch.device("cuda:0"))
+    problem: Any = fp8.scaled_product_problem(torch.device("cuda:0"))
     assert (problem is None) == known
     assert known or "NVIDIA A100 (sm_8" in problem
-    assert fp8.fp8_problem(torch.device("cpu")) is None
+    assert fp8.scaled_product_problem(torch.device("cpu")) is None
 
 
 @pytest.mark.requires_gpu
 @pytest.mark.skipif(
-    not torch.cuda.is_available() or fp8.fp8_problem(torch.device("cuda:0")) is not None,
+    not torch.cuda.is_available() or fp8.scaled_product_problem(torch.device("cuda:0")) is not None,
     reason="torch sees no GPU with 8-bit products",
 )
 @pytest.mark.parametrize("left_dtype", [E4M3, E5M2])

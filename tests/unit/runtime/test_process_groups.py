@@ -106,15 +106,16 @@ def watch(name, answer):
 for name, answer in (("is_available", False), ("device_count", 0), ("_lazy_init", None), ("init", None)):
     watch(name, answer)
 import pretrain_llama3_synE
-pretrain_llama3_synE.main(["--parallel.tensor_model_parallel_size", "2"])
+pretrain_llama3_synE.main(["--parallel.tensor_model_parallel_size", sys.argv[1]])
 print("seen", set(seen))
 """
 
 
-def test_the_entry_asks_cuda_nothing_before_that() -> None:
+@pytest.mark.parametrize("size, expected", [("1", "{None}"), ("2", "{'1'}")])
+def test_the_entry_asks_cuda_nothing_before_that(size: str, expected: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_MAX_CONNECTIONS"}
     done = subprocess.run(
-        [sys.executable, "-c", QUESTIONS_TO_CUDA], cwd=ROOT, env=environment, capture_output=True, text=True,
+        [sys.executable, "-c", QUESTIONS_TO_CUDA, size], cwd=ROOT, env=environment, capture_output=True, text=True,
         timeout=240,
     )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "seen {'1'}", done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"seen {expected}", done.stdout + done.stderr

@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from megatron_synE.runtime import device
 from megatron_synE.runtime.transformer_engine import ACCEPTED_VERSIONS
 from tests.helpers import fake_packages
 
@@ -102,17 +100,3 @@ def test_the_extra_and_the_check_accept_what_megatron_core_accepts() -> None:
 
     assert accepted(SpecifierSet(ACCEPTED_VERSIONS)) == accepted(accepted_by_megatron_core())
     assert extra.specifier == SpecifierSet(ACCEPTED_VERSIONS)
-
-
-def test_cuda_is_not_asked_before_its_settings_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str | None] = []
-
-    def is_available() -> bool:
-        seen.append(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"))
-        return False
-
-    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "")
-    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
-    monkeypatch.setattr(torch.cuda, "is_available", is_available)
-    device.choose_device("auto")
-    assert set(seen) == {"1"}
