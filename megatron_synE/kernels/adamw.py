@@ -43,9 +43,9 @@ def _chunk_sums(tensors: list[torch.Tensor]) -> torch.Tensor:
     return sums
 
 
-def l2_norm(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Norm of all elements together, fp32 `[1]` on `device`; the host does not wait for it."""
-    return sum_of_squares(tensors).sqrt().to(device, torch.float32).reshape(1)
+def l2_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Norm of all elements together, fp32 `[1]` where they are; the host does not wait for it."""
+    return sum_of_squares(tensors).sqrt().float().reshape(1)
 
 
 def scale_(tensors: Sequence[torch.Tensor], factor: float) -> None:

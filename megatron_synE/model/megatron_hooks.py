@@ -112,7 +112,7 @@ def _l2_norm(
     chunk_size: int, noop_flag: torch.Tensor, tensor_lists: list[list[torch.Tensor]], per_tensor: bool
 ) -> tuple[torch.Tensor, None]:
     """With the signature of Apex's multi_tensor_l2norm."""
-    return l2_norm(tensor_lists[0], noop_flag.device), None
+    return l2_norm(tensor_lists[0]), None
 
 
 def _scale(chunk_size: int, noop_flag: torch.Tensor, tensor_lists: list[list[torch.Tensor]], factor: float) -> None:

@@ -23,9 +23,7 @@ ALLOWED = {
     # What follows reads tensors that are the host's on a GPU too. What all hosts agree on:
     ("megatron_synE/training/faults.py:_agree", "tolist"): 1,
     # torch keeps the number of updates of each parameter in a CPU tensor.
-    ("megatron_synE/kernels/fused_adamw.py:_update", "__int__"): 9,
-    # The norm on a CPU, which is computed on the host.
-    ("megatron_synE/kernels/adamw.py:l2_norm", "tensor"): 1,
+    ("megatron_synE/kernels/fused_adamw.py:_buffers", "__int__"): 9,
     # The attention of a CPU takes documents as numbers; that of a GPU, and RoPE, read them on the device.
     ("megatron_synE/kernels/spans.py:on_host", "tolist"): 8,
 }

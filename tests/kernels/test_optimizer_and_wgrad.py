@@ -229,10 +229,10 @@ def test_norm_and_scale_of_many_tensors(device):
     values = [torch.randn(n + n % 3, generator=generator).to(device)[n % 3 :] for n in sizes]
     values += [value.bfloat16() for value in values[:20]] + [values[6].view(200, 200).t()]
     expected = sum(float(v.double().square().sum()) for v in values) ** 0.5
-    norm = l2_norm(values, values[0].device)
+    norm = l2_norm(values)
     assert norm.shape == (1,) and norm.dtype == torch.float32
     assert norm.item() == pytest.approx(expected, rel=1e-6)
-    assert torch.equal(norm, l2_norm(values, values[0].device))
+    assert torch.equal(norm, l2_norm(values))
     scaled = [value.clone() for value in values]
     scale_(scaled, 0.3)
     assert all(torch.equal(s, v * 0.3) for s, v in zip(scaled, values, strict=True))
@@ -244,4 +244,4 @@ def test_what_is_not_finite_reaches_the_norm(bad, device):
     for place in (0, 70000):
         values = torch.zeros(70001)
         values[place] = bad
-        assert not l2_norm([torch.ones(3).to(device), values.to(device)], torch.device(device)).isfinite().item()
+        assert not l2_norm([torch.ones(3).to(device), values.to(device)]).isfinite().item()

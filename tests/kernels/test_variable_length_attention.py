@@ -45,15 +45,17 @@ def chunks():
 def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
     """torch's, in plain torch: causal to the lower right, grouped heads, packed sequences."""
     assert window_size == (-1, 0) and cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    # As a kernel does, it looks into the memory of the (emulated) GPU.
+    cu_seq_q, cu_seq_k = (getattr(bounds, "host", bounds) for bounds in (cu_seq_q, cu_seq_k))
     assert cu_seq_q[-1] == len(query) and cu_seq_k[-1] == len(key) == len(value) and len(cu_seq_q) == len(cu_seq_k)
     assert cu_seq_q.diff().max() <= max_q and cu_seq_k.diff().max() <= max_k
     assert enable_gqa or query.shape[1] == key.shape[1]
     contexts = []
-    for (q, q_end), (k, k_end) in zip(*map(pairwise, (cu_seq_q, cu_seq_k)), strict=True):
+    for (q, q_end), (k, k_end) in zip(*(pairwise(bounds.tolist()) for bounds in (cu_seq_q, cu_seq_k)), strict=True):
         repeats = query.shape[1] // key.shape[1]
         keys, values = (t[k:k_end].repeat_interleave(repeats, 1) for t in (key, value))
         scores = torch.einsum("qhd,khd->hqk", query[q:q_end], keys) * scale
-        visible = torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1])
+        visible = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device).tril(scores.shape[2] - scores.shape[1])
         contexts.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~visible, -torch.inf).softmax(-1), values))
     return torch.cat(contexts)
 
