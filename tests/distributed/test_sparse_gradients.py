@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
+
 from megatron_synE.config.model import ModelConfig
 from megatron_synE.config.optimizer import OptimizerConfig
 from megatron_synE.config.parallel import ParallelConfig
@@ -20,6 +22,11 @@ CASES: dict[str, dict[str, Any]] = {
     "overlapped": {"parallel": ParallelConfig(overlap_param_gather=True)},
     "bf16 moments": {"parallel": ParallelConfig(), "precision": PrecisionConfig(dtype="bf16"), "optimizer": LEAN},
 }
+
+
+def both() -> dict[str, Any]:
+    """With pages given back for gradients of any size, and for none."""
+    return {"sparse": train(0), "dense": train(2**40)}
 
 
 def train(least_bytes: int) -> dict[str, Any]:
@@ -38,13 +45,12 @@ def train(least_bytes: int) -> dict[str, Any]:
     return found
 
 
-def test_bit_for_bit() -> None:
-    for world_size in (1, 2):
-        sparse = run_distributed(train, world_size, 0)
-        dense = run_distributed(train, world_size, 2**40)
-        for ours, theirs in zip(sparse, dense, strict=True):
-            for name, result in ours.items():
-                assert result["sparse"] and not theirs[name]["sparse"], name
-                assert result["losses"] == theirs[name]["losses"], name
-                for weight, values in result["weights"].items():
-                    assert values.equal(theirs[name]["weights"][weight]), f"{name} {weight}"
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_bit_for_bit(world_size: int) -> None:
+    for results in run_distributed(both, world_size):
+        for name, sparse in results["sparse"].items():
+            dense = results["dense"][name]
+            assert sparse["sparse"] and not dense["sparse"], name
+            assert sparse["losses"] == dense["losses"], name
+            for weight, values in sparse["weights"].items():
+                assert values.equal(dense["weights"][weight]), f"{name} {weight}"
