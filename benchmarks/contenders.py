@@ -163,7 +163,8 @@ def _our_step(implementation: str, work: Work, device: torch.device, hf_dir: Pat
     )  # fmt: skip
     model: Any = ModelConfig(transformer_impl=implementation, recompute=work.recompute)  # type: ignore[arg-type]
     precision = PrecisionConfig(
-        dtype="fp32" if work.precision == "fp32" else "bf16", fp8="hybrid" if work.precision == "fp8" else "none"
+        dtype="fp32" if work.precision == "fp32" else "bf16", fp8="hybrid" if work.precision == "fp8" else "none",
+        fp8_recipe="tensorwise",
     )
     bare = build_model_chunks(work.architecture, model, parallel, precision, device=runtime.device)
     if hf_dir is not None:

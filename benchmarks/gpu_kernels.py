@@ -45,16 +45,21 @@ def layer_ops(tokens: int, hidden: int, device: torch.device) -> Ops:
     positions = torch.arange(tokens, device=device)
     op = torch.ops.syne
     rstd = op.rms_norm(x, weight, 1e-5)[1]
-    rotated = packed.numel() * 2 * (REPEATS + 1) / (REPEATS + 2)
-    return {
+    parts = [part.contiguous() for part in (packed[:, :, :-2], packed[:, :, -2], packed[:, :, -1])]
+    packed_bytes = packed.numel() * packed.element_size()
+    ops: Ops = {
         "rms_norm": (lambda: op.rms_norm(x, weight, 1e-5), 2 * row_bytes),
         "add_rms_norm": (lambda: op.add_rms_norm(x, residual, weight, 1e-5), 4 * row_bytes),
         "rms_norm_backward": (lambda: op.rms_norm_backward(dy, None, x, weight, rstd), 3 * row_bytes),
+        "add_rms_norm_backward": (lambda: op.rms_norm_backward(dy, residual, x, weight, rstd), 4 * row_bytes),
         "swiglu": (lambda: op.swiglu(gates), 3 * dgates.numel() * 2),
         "swiglu_backward": (lambda: op.swiglu_backward(dgates, gates), 5 * dgates.numel() * 2),
-        "rope": (lambda: kernels.rope_(packed, angles, angles, positions, REPEATS + 1), 2 * rotated),
-        "rope_unpack": (lambda: kernels.rope_unpack(packed, angles, angles, positions), 4 * packed.numel()),
+        "rope_unpack": (lambda: kernels.rope_unpack(packed, angles, angles, positions), 2 * packed_bytes),
     }
+    if packed.is_cuda:  # on the host the heads stay packed
+        backward = op.rope_unpack_backward
+        ops["rope_unpack_backward"] = (lambda: backward(*parts, angles, angles, positions), 2 * packed_bytes)
+    return ops
 
 
 def head_ops(rows: int, vocab: int, device: torch.device) -> Ops:
@@ -75,15 +80,14 @@ def optimizer_ops(count: int, device: torch.device) -> Ops:
     bf16 = [torch.zeros(count, device=device, dtype=torch.bfloat16) for _ in range(3)]
     remainder = torch.zeros(count, device=device, dtype=torch.int16)
     rule = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "step": 1}
-    ops: Ops = {
+    return {
         "accumulate": (lambda: weight_gradient._accumulate(flat[0], bf16[0], None), count * 10.0),
         "adamw": (lambda: kernels.adamw_(*flat, **rule), count * 28.0),
         "adamw_bf16_moments": (
             lambda: kernels.adamw_(bf16[0], flat[1], bf16[1], bf16[2], remainder=remainder, **rule), count * 20.0,
         ),
+        "sum_of_squares": (lambda: kernels.sum_of_squares([flat[0]]), count * 4.0),
     }  # fmt: skip
-    ops["sum_of_squares"] = (lambda: kernels.sum_of_squares([flat[0]]), count * 4.0)
-    return ops
 
 
 def main() -> int:

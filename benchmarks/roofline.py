@@ -24,12 +24,13 @@ from typing import Any
 from gpu.runner import read_records
 
 from megatron_synE.config.model import PRESETS, LlamaArchitecture
+from megatron_synE.kernels.linear_cross_entropy import GPU_CHUNK_SHARE
 from megatron_synE.training.throughput import KNOWN_PEAK_TFLOPS
 
 ROOT = Path(__file__).resolve().parent.parent
 BF16_BYTES, FP32_BYTES = 2, 4
-HEAD_CHUNK_BYTES = 512 * 2**20
-"""Logits of the head at a time, as kernels/linear_cross_entropy.py has it on a GPU."""
+HEAD_CHUNK_BYTES = GPU_CHUNK_SHARE * 80 * 2**30
+"""Logits of the head at a time, on a card of 80 GiB."""
 OPTIMIZER_BYTES = {"fp32 moments": 30, "bf16 moments": 20, "all bf16": 14}
 """Read and written a weight: main value or remainder, gradient, moments, and the weight that the model uses."""
 
@@ -111,14 +112,14 @@ def layer_ops(setting: Setting) -> list[Op]:
     count = model.num_layers * setting.num_microbatches
     query, key = model.num_attention_heads * model.head_dim, model.num_query_groups * model.head_dim
     row, gate = BF16_BYTES * tokens * model.hidden_size, BF16_BYTES * tokens * model.ffn_hidden_size
-    turned, packed = BF16_BYTES * tokens * (query + key), BF16_BYTES * tokens * (query + 2 * key)
+    packed = BF16_BYTES * tokens * (query + 2 * key)
     context = BF16_BYTES * tokens * query
     # Two products forward, four backward, half of each for the mask; the kernel computes one of the first two again.
     product = 2.0 * tokens * setting.seq_length * query / 2
     return [
         Op("rms_norm", count, 2 * row),
         *products("qkv", setting, model.hidden_size, query + 2 * key, count),
-        Op("rope", count, 2 * turned),
+        Op("rope_unpack", count, 2 * packed),
         Op("attention forward", count, packed + context, 2 * product, 2 * product),
         *products("attention output", setting, query, model.hidden_size, count),
         Op("add_rms_norm", count, 4 * row),
@@ -129,7 +130,7 @@ def layer_ops(setting: Setting) -> list[Op]:
         Op("swiglu_backward", count, 5 * gate),
         Op("add_rms_norm_backward", count, 4 * row),
         Op("attention backward", count, 2 * packed + 2 * context, 5 * product, 4 * product),
-        Op("rope backward", count, 2 * turned),
+        Op("rope_unpack_backward", count, 2 * packed),
         Op("rms_norm_backward", count, 3 * row),
         Op("residual gradient add", count, 3 * row),
     ]

@@ -2,7 +2,9 @@
 // that the model computes with, and both moments, each in the format that it is stored in.
 #include "cpu/kernels.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 namespace syne {
@@ -74,10 +76,23 @@ double squares_f32(const float* values, int64_t begin, int64_t end) { return squ
 SYNE_MULTIVERSION
 double squares_bf16(const bf16* values, int64_t begin, int64_t end) { return squares_range(values, begin, end); }
 
+// Zeros are read and not written: a page of them that was never written takes no memory (clear_pages in bindings.cpp).
 SYNE_MULTIVERSION
 void scale_range(float* values, int64_t begin, int64_t end, float factor) {
+  constexpr int64_t kBlock = 1024;
+  for (int64_t first = begin; first < end; first += kBlock) {
+    int64_t last = std::min(first + kBlock, end);
+    std::uint32_t bits = 0;
+#pragma omp simd reduction(| : bits)
+    for (int64_t i = first; i < last; ++i) {
+      std::uint32_t value;
+      std::memcpy(&value, values + i, sizeof value);
+      bits |= value;
+    }
+    if (bits == 0) continue;
 #pragma omp simd
-  for (int64_t i = begin; i < end; ++i) values[i] *= factor;
+    for (int64_t i = first; i < last; ++i) values[i] *= factor;
+  }
 }
 
 // Blocks that stay in the first-level cache while they are widened, updated and narrowed.

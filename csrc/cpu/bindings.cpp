@@ -1,10 +1,15 @@
 // megatron_synE._kernels_cpu. Pointers arrive as integers (0 for none): Python has checked dtype, shape, contiguity.
 #include <pybind11/pybind11.h>
 
+#include <cstring>
 #include <string>
 
 #ifdef __GLIBC__
 #include <malloc.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "cpu/kernels.h"
@@ -56,6 +61,22 @@ bool set_heap_limits(int mmap_bytes, int keep_bytes) {
 #endif
 }
 
+// Zeroes private memory by giving its whole pages back: the system hands out zeros where they are touched again, and
+// what is only read takes no memory.
+void clear_pages(Address begin, int64_t bytes) {
+  Address end = begin + static_cast<Address>(bytes);
+#ifdef __linux__
+  Address page = static_cast<Address>(sysconf(_SC_PAGESIZE));
+  Address first = (begin + page - 1) / page * page, last = end / page * page;
+  if (first < last && madvise(at(first), last - first, MADV_DONTNEED) == 0) {
+    std::memset(at(begin), 0, first - begin);
+    std::memset(at(last), 0, end - last);
+    return;
+  }
+#endif
+  std::memset(at(begin), 0, end - begin);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels_cpu, m) {
@@ -65,6 +86,7 @@ PYBIND11_MODULE(_kernels_cpu, m) {
   m.def("has_openmp", &has_openmp);
   m.def("max_threads", &syne::max_threads);
   m.def("set_heap_limits", &set_heap_limits);
+  m.def("clear_pages", &clear_pages, release());
 
   m.def(
       "rms_norm_forward",

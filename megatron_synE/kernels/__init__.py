@@ -8,7 +8,12 @@ from megatron_synE.kernels.attention import (
     torch_causal_attention,
 )
 from megatron_synE.kernels.fused_adamw import FusedAdamW, ParameterwiseOptimizer
-from megatron_synE.kernels.host_memory import return_large_buffers
+from megatron_synE.kernels.host_memory import (
+    clear_,
+    return_large_buffers,
+    saves_memory_when_sparse,
+    scale_written_,
+)
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
 from megatron_synE.kernels.precision_aware_adamw import PrecisionAwareAdamW
 from megatron_synE.kernels.rms_norm import add_rms_norm, rms_norm
@@ -36,6 +41,7 @@ __all__ = [
     "add_to_main_grad",
     "causal_attention",
     "choice",
+    "clear_",
     "drop_until_backward",
     "l2_norm",
     "linear_cross_entropy",
@@ -47,7 +53,9 @@ __all__ = [
     "rope_",
     "rope_unpack",
     "rotary_self_attention",
+    "saves_memory_when_sparse",
     "scale_",
+    "scale_written_",
     "sum_of_squares",
     "swiglu",
     "torch_causal_attention",

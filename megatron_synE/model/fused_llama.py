@@ -33,6 +33,9 @@ class FusedLlamaModel(LlamaModel):
         if self.pre_process:
             self.embedding.word_embeddings.__class__ = FusedVocabParallelEmbedding
             self.embedding.word_embeddings.fuse = self.config.gradient_accumulation_fusion
+            self.embedding.word_embeddings.weight.has_sparse_gradient = (
+                self.config.gradient_accumulation_fusion and not self.share_embeddings_and_output_weights
+            )
         if self.post_process:
             self.output_layer.__class__ = LossLayer
 

@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-from megatron_synE.kernels import FusedAdamW, PrecisionAwareAdamW, l2_norm, scale_, weight_gradient
+from megatron_synE.kernels import (
+    FusedAdamW,
+    PrecisionAwareAdamW,
+    clear_,
+    l2_norm,
+    saves_memory_when_sparse,
+    scale_,
+    scale_written_,
+    weight_gradient,
+)
 
 
 def install_gradient_accumulation_fusion() -> str:
@@ -40,6 +49,33 @@ def install_fused_optimizer(megatron_optimizer: Any) -> str:
     clip_grads.l2_norm_impl = _l2_norm
     clip_grads.multi_tensor_scale_impl = _scale
     return "ours (neither Apex nor Transformer Engine is in use)"
+
+
+def install_sparse_gradients(buffers: list[Any]) -> None:
+    """Give the pages of embedding gradients back where megatron-core clears its flat gradient buffers.
+
+    A batch names a small part of the vocabulary; the other rows are zeros, which take no memory until someone writes
+    them. Weights say by `has_sparse_gradient` that only the rows looked up are written.
+    """
+    for buffer in buffers:
+        sparse = [
+            parameter.main_grad
+            for parameter in buffer.params
+            if getattr(parameter, "has_sparse_gradient", False) and saves_memory_when_sparse(parameter.main_grad)
+        ]
+        if sparse:
+            buffer.reset = partial(_clear_gradients, buffer, sparse)
+            buffer.scale_gradients = partial(scale_written_, buffer.grad_data)
+
+
+def _clear_gradients(buffer: Any, sparse: list[torch.Tensor]) -> None:
+    begin = 0
+    for gradient in sorted(sparse, key=torch.Tensor.storage_offset):
+        first = gradient.storage_offset() - buffer.grad_data.storage_offset()
+        buffer.grad_data[begin:first].zero_()
+        clear_(gradient)
+        begin = first + gradient.numel()
+    buffer.grad_data[begin:].zero_()
 
 
 def build_precision_aware_optimizer(

@@ -15,7 +15,11 @@ from megatron.core.utils import get_model_config
 from megatron_synE.config.optimizer import OptimizerConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
-from megatron_synE.model.megatron_hooks import build_precision_aware_optimizer, install_fused_optimizer
+from megatron_synE.model.megatron_hooks import (
+    build_precision_aware_optimizer,
+    install_fused_optimizer,
+    install_sparse_gradients,
+)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -46,6 +50,7 @@ def wrap_data_parallel(
     ]
     for chunk in wrapped:
         chunk.broadcast_params()
+        install_sparse_gradients(chunk.buffers)
     return wrapped
 
 

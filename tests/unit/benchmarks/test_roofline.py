@@ -83,14 +83,14 @@ def test_measured_figures_stand_beside_it(tmp_path: Path) -> None:
         "precision": "bf16", "recompute": "full", "documents": 1, "lean_optimizer": True, "tokens_per_s": 7000.0,
     }  # fmt: skip
     records = {
-        "kernels": {"copy_gb_per_s": 4000, "rope 4096": {"hidden": 4096, "ms": 0.25}},
+        "kernels": {"copy_gb_per_s": 4000, "rope_unpack 4096": {"hidden": 4096, "ms": 0.25}},
         "whole_8b": {"a": step, "b": {**step, "documents": 16}, "c": {"error": "OutOfMemoryError"}},
     }
     for stage, figures in records.items():
         (folder / f"{stage}.json").write_text(json.dumps({"stage": stage, "started": 0, "figures": figures}))
     command = [sys.executable, str(Path(roofline.__file__)), "--results", str(folder)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    (rope,) = (line for line in output if line.startswith("rope  "))
+    (rope,) = (line for line in output if line.startswith("rope_unpack "))
     assert rope.split()[-1] == "128.00", "512 calls of 0.25 ms"
     (found,) = json.loads(output[-1])["measured"]
     assert found["tokens_per_s"] == 7000 and 0.4 < found["share"] < 0.6
