@@ -55,8 +55,9 @@ def build(sanitizer: Sanitizer = "none", csrc: Path = ROOT / "csrc") -> Path:
 
 def load(path: Path) -> ModuleType:
     """The extension at `path`, as a module."""
-    loader = ExtensionFileLoader("_kernels_cuda", str(path))
-    spec = importlib.util.spec_from_loader("_kernels_cuda", loader)
+    name = f"{path.stem}._kernels_cuda"  # pybind11 knows modules by their names: one of its own for each file
+    loader = ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)

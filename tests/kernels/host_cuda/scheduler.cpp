@@ -8,7 +8,6 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -21,7 +20,6 @@ extern "C" {
 #define WEAK __attribute__((weak))
 WEAK void* __tsan_get_current_fiber(void);
 WEAK void* __tsan_create_fiber(unsigned flags);
-WEAK void __tsan_destroy_fiber(void* fiber);
 WEAK void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 WEAK void __tsan_acquire(void* address);
 WEAK void __tsan_release(void* address);
@@ -76,7 +74,11 @@ std::vector<Thread> threads;
 std::vector<unsigned> order;
 std::size_t next_to_start;
 unsigned current, alive, waiting;
-std::map<const void*, char*> shared_variables;
+struct SharedVariable {
+  const void* key;
+  char* memory;
+} shared_variables[64];
+unsigned num_shared_variables;
 char* const shared_arena = map(kSharedBytes);
 std::size_t shared_used;  // grows until the launch ends, so that no block sees the memory of another
 std::vector<std::unique_ptr<Fibre>> idle_fibres;
@@ -94,7 +96,7 @@ struct MeetingPoint {
   unsigned turn = 0;
   void* object() { return &objects[turn % 2]; }
 } block_meeting, warp_meetings[1024 / kWarp];
-char end_of_launch;
+char begin_of_launch, end_of_launch;
 
 void acquire(void* object) {
   if (__tsan_acquire) __tsan_acquire(object);
@@ -151,6 +153,7 @@ void fibre_main() {
   if (__sanitizer_finish_switch_fiber)
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
   while (true) {
+    acquire(&begin_of_launch);
     (*kernel)();
     release(&end_of_launch);
     threads[current].state = State::kDone;
@@ -187,10 +190,8 @@ void resume(unsigned number) {
   choose(number);
   enter(*threads[number].fibre);
   auto& fibre = threads[current].fibre;  // of the thread that left
-  if (threads[current].state != State::kDone) return;
-  if (!__tsan_destroy_fiber) return idle_fibres.push_back(std::move(fibre));
-  __tsan_destroy_fiber(fibre->race_detector);
-  fibre.reset();  // its stack, used again, would look like shared memory
+  // Last in, first out: a fibre runs another thread of the next block, and a race of two blocks is seen.
+  if (threads[current].state == State::kDone) idle_fibres.push_back(std::move(fibre));
 }
 
 void run_block(std::mt19937& random) {
@@ -203,7 +204,7 @@ void run_block(std::mt19937& random) {
     order[i] = settings.order == 1 ? size - 1 - i : i;
   }
   if (settings.order == 2) std::shuffle(order.begin(), order.end(), random);
-  shared_variables.clear();
+  num_shared_variables = 0;
   alive = size, waiting = 0;
   for (next_to_start = 0; next_to_start < size && failure.empty();) resume(order[next_to_start++]);
   while (alive > 0 && failure.empty()) {
@@ -236,6 +237,7 @@ void launch(const Configuration& configuration, const std::function<void()>& bod
   gridDim = configuration.grid, blockDim = configuration.block, dynamic_shared_bytes = configuration.shared_bytes;
   kernel = &body;
   shared_used = 0;
+  release(&begin_of_launch);
   if (__tsan_get_current_fiber) scheduler_race_detector = __tsan_get_current_fiber();
   std::mt19937 random(settings.seed);
   std::size_t blocks = std::size_t{gridDim.x} * gridDim.y * gridDim.z;
@@ -249,18 +251,19 @@ void launch(const Configuration& configuration, const std::function<void()>& bod
 }
 
 void* shared_memory(const void* key, std::size_t bytes) {
-  char*& memory = shared_variables[key];
-  if (memory) return memory;
+  for (unsigned i = 0; i < num_shared_variables; ++i)
+    if (shared_variables[i].key == key) return shared_variables[i].memory;
   constexpr std::size_t kGap = 64;
   bytes = bytes ? bytes : dynamic_shared_bytes;
   std::size_t next = (shared_used + bytes + 2 * kGap - 1) / kGap * kGap;
-  if (next > kSharedBytes) fail("the launch uses more shared memory than the emulation has");
-  memory = shared_arena + shared_used;
+  if (next > kSharedBytes || num_shared_variables == 64) fail("the launch uses more shared memory than the emulation has");
+  char* memory = shared_arena + shared_used;
   if (__asan_poison_memory_region) __asan_poison_memory_region(memory, next - shared_used);
   if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(memory, bytes);
   // NaN, so that what nobody wrote is seen. By a loop: ThreadSanitizer would take note of a memset.
   for (std::size_t i = 0; i < bytes; ++i) static_cast<volatile char*>(memory)[i] = -1;
   shared_used = next;
+  shared_variables[num_shared_variables++] = {key, memory};
   return memory;
 }
 
