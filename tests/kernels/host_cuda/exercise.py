@@ -28,6 +28,7 @@ from megatron_synE.kernels import (
     reference,
     rms_norm,
     rope_,
+    rope_unpack,
     scale_,
     sum_of_squares,
     swiglu,
@@ -104,6 +105,17 @@ def rotation(head_dim: int) -> Callable[[Placement], list[torch.Tensor]]:
     return run
 
 
+def unpacking(head_dim: int) -> Callable[[Placement], list[torch.Tensor]]:
+    def run(new: Placement) -> list[torch.Tensor]:
+        angles = torch.outer(torch.arange(9.0), 500.0 ** (-torch.arange(0, head_dim, 2) / head_dim))
+        cos, sin = new.put(angles.cos()), new.put(angles.sin())
+        packed = new(7, 2, 4, head_dim).requires_grad_()
+        positions = torch.tensor([0, 1, 2, 8, 0, 1, 2]).to(new.device)
+        return gradients(rope_unpack(packed.clone(), cos, sin, positions), packed)
+
+    return run
+
+
 def head(rows: int, vocabulary: int) -> Callable[[Placement], list[torch.Tensor]]:
     def run(new: Placement) -> list[torch.Tensor]:
         hidden, weight = new(3, 8).requires_grad_(), new(rows, 8, seed=1).requires_grad_()
@@ -161,9 +173,10 @@ def buffers(new: Placement) -> list[torch.Tensor]:
     weight.main_grad = new(41, 31, seed=1, dtype=torch.float32)  # type: ignore[attr-defined]
     scale = torch.tensor(0.25, dtype=weight.main_grad.dtype, device=new.device)
     add_to_main_grad(weight, new(41, 31, seed=2), scale)
-    scaled = new(1003, dtype=torch.float32)
+    # The blocks of a launch work on chunks of 16,384 elements.
+    scaled = [new(count, dtype=torch.float32) for count in (1003, 16_389)]
     scale_(scaled, 0.3)
-    return [weight.main_grad, scaled, torch.tensor(sum_of_squares(new(1003)))]
+    return [weight.main_grad, *scaled, sum_of_squares([new(1003), new(16_389, seed=1)])]
 
 
 # Widths: whole packs in one and in two a thread, then single elements.
@@ -172,6 +185,7 @@ CASES: dict[str, Callable[[Placement], list[torch.Tensor]]] = {
     **{f"norm of a sum {width}": norm_of_sum(width) for width in (4224, 33)},
     **{f"gate {width}": gate(width) for width in (64, 129)},
     **{f"rotation {head_dim}": rotation(head_dim) for head_dim in (32, 6)},
+    **{f"unpacking {head_dim}": unpacking(head_dim) for head_dim in (32, 6)},
     **{f"head {rows}": head(rows, vocabulary) for rows, vocabulary in ((64, 61), (131, 131))},
     **{f"shard {columns}": shard(columns) for columns in (72, 45)},
     **{f"optimizer {state} {r}": optimizer(state, r) for state in (FP32, BF16) for r in (True, False)},
