@@ -29,7 +29,7 @@ test: .venv/.dev slurm
 	$(PYTEST) -rs tests
 
 test-te: .venv-te/.installed
-	OMP_NUM_THREADS=1 $(TE_PYTHON) -m pytest -rs tests/te tests/e2e/test_nvidia_packages.py tests/unit/runtime
+	OMP_NUM_THREADS=1 $(TE_PYTHON) -m pytest -rs tests/te tests/e2e/test_nvidia_packages.py tests/unit/runtime/test_transformer_engine.py
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+import warnings
 from functools import cache
 
 from packaging.specifiers import SpecifierSet
@@ -18,6 +19,8 @@ from megatron_synE.runtime.device import has_gpu
 
 ACCEPTED_VERSIONS = ">=2.9,<2.12"
 """The range of Transformer Engine that megatron-core 0.16 names in its own extra."""
+
+UNKNOWN_VERSION = "of unknown version"
 
 INSTALL = f"pip install --no-build-isolation 'transformer-engine[pytorch]{ACCEPTED_VERSIONS}'"
 
@@ -30,7 +33,12 @@ def transformer_engine_version() -> str | None:
     try:
         return importlib.metadata.version("transformer-engine")
     except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+        return UNKNOWN_VERSION
+
+
+def is_accepted(version: str) -> bool:
+    """Whether megatron-core works with this version; builds that NVIDIA marks with a commit count as their version."""
+    return version != UNKNOWN_VERSION and SpecifierSet(ACCEPTED_VERSIONS).contains(version, prereleases=True)
 
 
 @cache
@@ -39,13 +47,15 @@ def transformer_engine_problem() -> str | None:
     version = transformer_engine_version()
     if version is None:
         return f"Transformer Engine is not installed; on a machine with an NVIDIA GPU run `{INSTALL}`"
-    if not version[0].isdigit() or not SpecifierSet(ACCEPTED_VERSIONS).contains(version, prereleases=True):
+    if not is_accepted(version):
         taken = f"but megatron-core takes {ACCEPTED_VERSIONS}; run `{INSTALL}`"
         return f"Transformer Engine {version} is installed, {taken}"
     if not has_gpu():
         return f"Transformer Engine {version} needs an NVIDIA GPU, and torch sees none"
     try:
-        importlib.import_module("transformer_engine.pytorch")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the reason follows
+            importlib.import_module("transformer_engine.pytorch")
     except Exception as error:  # whatever a half-installed package raises
         reason = next(iter(str(error).splitlines()), "")
         return (

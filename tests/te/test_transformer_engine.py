@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from megatron_synE.config.model import ModelConfig
+from megatron_synE.config.optimizer import OptimizerConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
 from megatron_synE.runtime.transformer_engine import ACCEPTED_VERSIONS
@@ -110,7 +111,7 @@ def test_checkpoints_move_between_implementations_and_layouts_at_once(tmp_path: 
     assert_equal_files(tmp_path)
 
 
-def train_beside_transformer_engine(implementation: str) -> dict[str, Any]:
+def train_beside_transformer_engine(implementation: str, precision_aware: bool) -> dict[str, Any]:
     stub.install()
     warnings.simplefilter("ignore")
     from megatron.core import optimizer
@@ -119,17 +120,23 @@ def train_beside_transformer_engine(implementation: str) -> dict[str, Any]:
     run = SmallRun(
         ParallelConfig(), precision=PrecisionConfig(dtype="bf16"),
         model=ModelConfig(transformer_impl=implementation, make_vocab_size_divisible_by=4),  # type: ignore[arg-type]
+        optimizer=OptimizerConfig(lr=1e-3, use_precision_aware_optimizer=precision_aware),
     )  # fmt: skip
     losses = [run.step(step).loss for step in range(3)]
     used = [type(part.optimizer).__name__ for part in run.optimizer.chained_optimizers]
     return {"found": found, "used": used, "losses": losses}
 
 
-@pytest.mark.parametrize("implementation", ["local", "fused"])
-def test_training_takes_our_optimizer_where_megatron_core_has_found_theirs(implementation: str) -> None:
-    (result,) = run_distributed(train_beside_transformer_engine, 1, implementation)
+@pytest.mark.parametrize(
+    "implementation, precision_aware, ours",
+    [("local", False, "FusedAdamW"), ("fused", False, "FusedAdamW"), ("fused", True, "PrecisionAwareAdamW")],
+)
+def test_training_takes_our_optimizer_where_megatron_core_has_found_theirs(
+    implementation: str, precision_aware: bool, ours: str
+) -> None:
+    (result,) = run_distributed(train_beside_transformer_engine, 1, implementation, precision_aware)
     assert result["found"].startswith("transformer_engine")
-    assert result["used"] == ["FusedAdamW"]
+    assert result["used"] == [ours]
     assert all(0 < loss < 10 for loss in result["losses"])
 
 

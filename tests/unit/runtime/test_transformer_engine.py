@@ -9,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from megatron_synE.runtime.transformer_engine import ACCEPTED_VERSIONS
+from megatron_synE.runtime.transformer_engine import ACCEPTED_VERSIONS, UNKNOWN_VERSION, is_accepted
 from tests.helpers import fake_packages
 
 ROOT = Path(__file__).parents[3]
@@ -43,31 +42,29 @@ def test_a_good_installation_on_a_gpu_is_used(tmp_path: Path) -> None:
     assert ask(fake_packages.transformer_engine(tmp_path), "gpu") == ["None", "None", "visible"]
 
 
-@pytest.mark.parametrize("error", [fake_packages.NO_LIBRARY, fake_packages.NO_DRIVER, "raise AssertionError\n"])
-def test_a_broken_one_is_told_with_its_reason_and_hidden(tmp_path: Path, error: str) -> None:
-    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, error), "gpu")
-    assert "2.11.0 is installed, but cannot be imported" in problem
-    assert error.partition('"')[2].partition('"')[0] in problem
+def test_a_broken_one_is_told_with_its_reason_and_hidden(tmp_path: Path) -> None:
+    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, fake_packages.NO_LIBRARY), "gpu")
+    assert "2.11.0 is installed, but cannot be imported (OSError: libcudnn.so.9: cannot open" in problem
     assert "pip install" in problem
     assert told == problem and import_finds == "hidden"
 
 
-@pytest.mark.parametrize("version", ["2.8.0", "2.12.0", "2.20.2", "2.12.0.dev0"])
-def test_one_out_of_range_is_told_and_hidden(tmp_path: Path, version: str) -> None:
-    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, version=version), "gpu")
-    assert problem.startswith(f"Transformer Engine {version} is installed, but megatron-core takes >=2.9,<2.12; run ")
+def test_one_out_of_range_is_told_and_hidden(tmp_path: Path) -> None:
+    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, version="2.20.2"), "gpu")
+    assert problem.startswith("Transformer Engine 2.20.2 is installed, but megatron-core takes >=2.9,<2.12; run `pip")
     assert told == problem and import_finds == "hidden"
 
 
-def test_a_build_of_nvidias_in_range_is_accepted(tmp_path: Path) -> None:
-    assert ask(fake_packages.transformer_engine(tmp_path, version="2.10.0+769ed778"), "gpu")[0] == "None"
-
-
-@pytest.mark.parametrize("source", ["", fake_packages.NO_DRIVER])
-def test_without_a_gpu_it_is_hidden_without_a_word_and_not_even_imported(tmp_path: Path, source: str) -> None:
-    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, source), "no gpu")
+def test_without_a_gpu_it_is_hidden_without_a_word_and_not_even_imported(tmp_path: Path) -> None:
+    problem, told, import_finds = ask(fake_packages.transformer_engine(tmp_path, fake_packages.NO_DRIVER), "no gpu")
     assert problem == "Transformer Engine 2.11.0 needs an NVIDIA GPU, and torch sees none"
     assert told == "None" and import_finds == "hidden"
+
+
+def test_a_build_of_nvidias_is_judged_by_its_version() -> None:
+    assert is_accepted("2.10.0+769ed778") and is_accepted("2.11.0")
+    for version in ("2.8.0", "2.12.0", "2.12.0.dev0+769ed778", UNKNOWN_VERSION):
+        assert not is_accepted(version), version
 
 
 def extra_of_setup() -> Requirement:
