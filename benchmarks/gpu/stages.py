@@ -35,8 +35,8 @@ def _stages(where: list[str], kernel_tests: str, nccl_tests: tuple[str, ...]) ->
     return [
         Stage("build", script("gpu/build.py", *where[:2]), 240),
         Stage("doctor", (sys.executable, "tools/doctor.py"), 60),
-        Stage("kernel_tests", script("gpu/tests.py", *selected), 240),
-        Stage("nccl_tests", script("gpu/tests.py", *nccl_tests), 240),
+        Stage("kernel_tests", script("gpu/run_tests.py", *selected), 240),
+        Stage("nccl_tests", script("gpu/run_tests.py", *nccl_tests), 240),
         Stage("kernels", script("gpu_kernels.py", *where), 120),
         Stage("step", script("gpu_step.py", "--suite", "layers", *where), 240),
         Stage("whole_8b", script("gpu_step.py", "--suite", "whole", *where), 240),
