@@ -39,7 +39,8 @@ class Work:
     micro_batch_size: int = 1
     num_microbatches: int = 1
     precision: Literal["bf16", "fp32", "fp8"] = "bf16"
-    recompute: Literal["none", "full"] = "none"
+    recompute: Literal["none", "activation", "full"] = "activation"
+    """Nothing, the MLP's activation function (ours only), or whole layers."""
     documents: int = 1
     """Documents of a sample, about equally long; more than one are isolated from each other (ours only)."""
     lean_optimizer: bool = False
@@ -161,7 +162,11 @@ def _our_step(implementation: str, work: Work, device: torch.device, hf_dir: Pat
         lr=LEARNING_RATE, use_precision_aware_optimizer=work.lean_optimizer, exp_avg_dtype=moments,
         exp_avg_sq_dtype=moments,
     )  # fmt: skip
-    model: Any = ModelConfig(transformer_impl=implementation, recompute=work.recompute)  # type: ignore[arg-type]
+    model: Any = ModelConfig(
+        transformer_impl=implementation,  # type: ignore[arg-type]
+        recompute="full" if work.recompute == "full" else "none",
+        recompute_activation_func=work.recompute == "activation",
+    )
     precision = PrecisionConfig(
         dtype="fp32" if work.precision == "fp32" else "bf16", fp8="hybrid" if work.precision == "fp8" else "none",
         fp8_recipe="tensorwise",

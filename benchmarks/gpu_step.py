@@ -55,6 +55,7 @@ def layers_suite(base: Work) -> list[tuple[Contender, Work]]:
         ("fused", dataclasses.replace(fp8, recompute="full")),
         ("fused", short),
         ("fused", dataclasses.replace(short, recompute="full")),
+        ("fused", dataclasses.replace(base, recompute="activation")),
         ("local", base),
     ]
 
@@ -69,6 +70,7 @@ def whole_suite(base: Work) -> list[tuple[Contender, Work]]:
         ("fused", published),
         ("fused", dataclasses.replace(published, precision="fp8")),
         ("fused", dataclasses.replace(lean, recompute="full")),
+        ("fused", dataclasses.replace(lean, recompute="activation")),
         ("fused", lean),
     ]
 
@@ -194,7 +196,8 @@ def main() -> int:
     }
     figures: dict[str, Any] = {"machine": machine, **{name: round(rate / 1e12, 4) for name, rate in rates.items()}}
     print(json.dumps(figures), flush=True)
-    base = Work(architecture, 256 if args.tiny else args.seq_length, num_microbatches=args.microbatches)
+    seq_length = 256 if args.tiny else args.seq_length
+    base = Work(architecture, seq_length, num_microbatches=args.microbatches, recompute="none")
     with tempfile.TemporaryDirectory() as folder:
         hf_dir = None if args.suite == "whole" else Path(folder)
         if hf_dir is not None:

@@ -61,6 +61,7 @@ class Setting:
     num_microbatches: int = 16
     precision: str = "bf16"
     recompute: str = "none"
+    """Or `activation`, the MLP's, or `full`, whole layers."""
     optimizer: str = "fp32 moments"
     optimizer_shards: int = 1
     """Processes that share the optimizer's state (ZeRO-1)."""
@@ -136,20 +137,18 @@ def layer_ops(setting: Setting) -> list[Op]:
     ]
 
 
-def is_forward(op: Op) -> bool:
-    """Whether a layer that is computed again computes it again."""
-    return not any(word in op.name for word in ("gradient", "backward"))
+def is_recomputed(op: Op, setting: Setting) -> bool:
+    """Whether the backward pass computes this op of a layer again."""
+    if setting.recompute == "full":
+        return not any(word in op.name for word in ("gradient", "backward"))
+    return setting.recompute == "activation" and op.name == "swiglu"
 
 
 def step_ops(setting: Setting) -> list[Op]:
     """Everything in a step, in the order in which it is first done."""
     model, tokens, count = setting.architecture, setting.tokens, setting.num_microbatches
     layers = layer_ops(setting)
-    again = []
-    if setting.recompute == "full":
-        again = [replace(op, name=f"{op.name}, again", model_flops=0.0) for op in layers if is_forward(op)]
-    else:  # the MLP's activations are dropped after use, and computed from gate and up
-        again = [replace(op, name="swiglu, again") for op in layers if op.name == "swiglu"]
+    again = [replace(op, name=f"{op.name}, again", model_flops=0.0) for op in layers if is_recomputed(op, setting)]
     row, logits = BF16_BYTES * tokens * model.hidden_size, BF16_BYTES * tokens * model.vocab_size
     head = 2.0 * tokens * model.hidden_size * model.vocab_size
     matrix = model.hidden_size * model.vocab_size
@@ -260,7 +259,7 @@ def print_settings(base: Setting) -> dict[str, dict[str, int]]:
     print(f"\n{'at most, tokens/s (MFU)':28s}" + "".join(f"{machine.name:>24s}" for machine in MACHINES))
     bounds: dict[str, dict[str, int]] = {}
     for precision in ("bf16", "fp8"):
-        for recompute in ("none", "full"):
+        for recompute in ("none", "activation", "full"):
             setting = replace(base, precision=precision, recompute=recompute)
             name = f"{precision}, recompute {recompute}"
             bounds[name] = {machine.name: round(tokens_per_s(setting, machine)) for machine in MACHINES}

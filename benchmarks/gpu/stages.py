@@ -8,6 +8,7 @@ from gpu.runner import Stage
 
 ONE_PROCESS_TESTS = (
     "tests/distributed/test_nccl.py",
+    "tests/distributed/test_host_waits.py::test_a_step_on_a_gpu_waits_once_by_the_word_of_cuda",
     "tests/distributed/test_transformer_impl.py::test_fp32_loss_curve_and_gradients",
     "tests/distributed/test_transformer_impl.py::test_bf16_is_within_the_spread_of_two_seeds_of_rounding",
     "tests/distributed/test_resumed_runs.py::test_every_interruption_leaves_the_records_of_an_uninterrupted_run",
@@ -22,7 +23,7 @@ def gpu_stages() -> list[Stage]:
 
 def rehearsal_stages() -> list[Stage]:
     """The same commands on a CPU, at sizes of no meaning: no mistake of ours is met on rented time."""
-    return _stages(["--device", "cpu", "--tiny"], "cpu and swiglu", ONE_PROCESS_TESTS[:2])
+    return _stages(["--device", "cpu", "--tiny"], "cpu and swiglu", ONE_PROCESS_TESTS[:3])
 
 
 def _stages(where: list[str], kernel_tests: str, nccl_tests: tuple[str, ...]) -> list[Stage]:
@@ -34,8 +35,8 @@ def _stages(where: list[str], kernel_tests: str, nccl_tests: tuple[str, ...]) ->
     return [
         Stage("build", script("gpu/build.py", *where[:2]), 240),
         Stage("doctor", (sys.executable, "tools/doctor.py"), 60),
-        Stage("kernel_tests", script("gpu/tests.py", *selected), 240),
-        Stage("nccl_tests", script("gpu/tests.py", *nccl_tests), 240),
+        Stage("kernel_tests", script("gpu/run_tests.py", *selected), 240),
+        Stage("nccl_tests", script("gpu/run_tests.py", *nccl_tests), 240),
         Stage("kernels", script("gpu_kernels.py", *where), 120),
         Stage("step", script("gpu_step.py", "--suite", "layers", *where), 240),
         Stage("whole_8b", script("gpu_step.py", "--suite", "whole", *where), 240),

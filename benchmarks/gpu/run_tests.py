@@ -1,6 +1,6 @@
 """Runs tests and prints what became of them: passed, failed (names) and skipped, as JSON.
 
-    python benchmarks/gpu/tests.py [pytest's arguments]
+    python benchmarks/gpu/run_tests.py [pytest's arguments]
 
 Ends with 0 where something ran and nothing failed, with 77 where nothing ran.
 """
