@@ -1,5 +1,6 @@
-// megatron_synE._kernels_cuda: the functions of _kernels_cpu with a stream as last argument. Results that are sums
-// over the device go to memory of the caller: nothing is allocated here.
+// megatron_synE._kernels_cuda: the functions of _kernels_cpu with a stream as last argument; those of the optimizer take
+// lists of tensors, and RoPE that takes the projection apart is here only. Results that are sums over the device go to
+// memory of the caller: nothing is allocated here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

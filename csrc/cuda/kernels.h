@@ -1,4 +1,5 @@
-// The CUDA kernels: the same functions as cpu/kernels.h, launched on `stream`. Pointers are to device memory.
+// The CUDA kernels: the functions of cpu/kernels.h, and some of their own, launched on `stream`. Pointers are to device
+// memory.
 #pragma once
 
 #include <cuda_runtime_api.h>

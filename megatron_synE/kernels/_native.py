@@ -1,7 +1,8 @@
 """The compiled extensions and how to call them.
 
 Both halves export the same functions: pointers as integers (0 for none), sizes and strides in elements, an element type
-code. The CUDA half takes the stream as one more argument.
+code. The CUDA half takes the stream as one more argument, and for the optimizer lists of tensors where the other half
+takes one.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, w
         repeats = query.shape[1] // key.shape[1]
         keys, values = (t[k:k_end].repeat_interleave(repeats, 1) for t in (key, value))
         scores = torch.einsum("qhd,khd->hqk", query[q:q_end], keys) * scale
-        visible = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device).tril(scores.shape[2] - scores.shape[1])
+        queries, length = scores.shape[1:]
+        visible = torch.ones(queries, length, dtype=torch.bool, device=query.device).tril(length - queries)
         contexts.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~visible, -torch.inf).softmax(-1), values))
     return torch.cat(contexts)
 

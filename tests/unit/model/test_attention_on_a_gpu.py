@@ -9,7 +9,7 @@ import pytest
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_synE.kernels import attention, causal_attention, rotary_self_attention
+from megatron_synE.kernels import causal_attention, rotary_self_attention
 from megatron_synE.model.sequence_layout import SequenceLayout, chunk_begins, sequence_layout
 from tests.kernels.host_cuda import why_not
 from tests.kernels.host_cuda.gpu import emulated_gpu
