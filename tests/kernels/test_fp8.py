@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megatron_synE.kernels import fp8
 from megatron_synE.kernels.fp8 import E4M3, E5M2, Quantized, quantize, scale_of, scaled_product
+from megatron_synE.model.fp8_linear import _Fp8Linear
 from tests.helpers.host_waits import HostWaits
 
 # Of each format: half a unit in the last place, relative; half the distance of subnormal numbers.
@@ -100,6 +102,35 @@ def test_no_scale_is_read_by_the_host() -> None:
     with HostWaits() as waits:
         scaled_product(quantize(left, E5M2), quantize(right, E4M3)).sum()
     assert not waits.counts
+
+
+def test_the_products_of_a_layer_have_the_layout_that_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own checks, on fake tensors of a GPU with the shapes and strides that the layer gives on a CPU."""
+    operands: list[tuple[torch.Tensor, torch.Tensor]] = []
+    product = torch._scaled_mm
+
+    def keep(left: torch.Tensor, right: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        operands.append((left, right))
+        return product(left, right, **arguments)
+
+    monkeypatch.setattr(torch, "_scaled_mm", keep)
+    tokens, inputs, outputs = 32, 48, 80
+    x = torch.randn(tokens, 1, inputs).bfloat16().requires_grad_()
+    weight = torch.randn(outputs, inputs).bfloat16().requires_grad_()
+    _Fp8Linear.apply(x, weight, E5M2, False, False, None, None).sum().backward()
+    left, right = operands[0]
+    refused = ((left, right.contiguous()), (left.t().contiguous().t(), right), (left[:, :40], right[:40]))
+    with FakeTensorMode(), torch.no_grad():
+        scale = torch.empty((), device="cuda")
+
+        def on_a_gpu(left: torch.Tensor, right: torch.Tensor) -> tuple[int, ...]:
+            fakes = (torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in (left, right))
+            return tuple(product(*fakes, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16).shape)
+
+        assert [on_a_gpu(*pair) for pair in operands] == [(tokens, outputs), (tokens, inputs), (outputs, inputs)]
+        for crooked in refused:
+            with pytest.raises(RuntimeError, match=r"major|divisible by 16"):
+                on_a_gpu(*crooked)
 
 
 @pytest.mark.parametrize("capability, known", [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])

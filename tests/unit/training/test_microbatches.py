@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_synE.training.evaluate import _count_only, rounds_of_rank
-from megatron_synE.training.microbatches import sample_numbers_of_rank, to_microbatch
+from megatron_synE.training.microbatches import host_microbatch, sample_numbers_of_rank, to_microbatch
 from tests.helpers.training import SEQ_LENGTH, synthetic_batch
 
 
@@ -56,3 +56,17 @@ def test_samples_that_only_fill_a_round_do_not_count(isolate: bool) -> None:
     assert not mask[3].any()
     assert np.array_equal(mask[:3], batch.loss_mask_BS.reshape(4, -1)[:3])
     assert _count_only(batch, 4) is batch
+
+
+def test_everything_that_goes_to_a_gpu_is_page_locked_and_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[torch.Tensor] = []
+    copies: list[bool] = []
+
+    def to(self: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        copies.append(non_blocking and any(self is one for one in locked))
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (locked.append(self), self)[1])
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    host_microbatch(synthetic_batch(range(2), True), torch.device("cuda:0")).to(torch.device("cuda:0"))
+    assert copies == [True] * 6
