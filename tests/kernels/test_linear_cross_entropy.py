@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from megatron_synE.kernels import linear_cross_entropy, override, reference
 from megatron_synE.kernels.linear_cross_entropy import _chunk_bytes, _softmax
 from tests.helpers.distributed import run_distributed
+from tests.kernels.host_cuda import build, why_not
+from tests.kernels.host_cuda.gpu import emulated_gpu
 from tests.kernels.oracle import BF16_FACTOR, devices, relative_error
 
 pytestmark = pytest.mark.skipif(not devices(), reason="no compiled kernels were built")
@@ -190,6 +193,36 @@ def test_vocabulary_parallel_equals_one_process():
             assert relative_error(token_loss, expected[1]) <= 1e-5
         assert relative_error(sum(r[offset + 2] for r in ranks), expected[2]) <= 1e-5
         assert relative_error(torch.cat([r[offset + 3] for r in ranks]), expected[3]) <= 1e-5
+
+
+def _nan_shard() -> list[torch.Tensor]:
+    torch.distributed.init_process_group("gloo")
+    rank, group = torch.distributed.get_rank(), torch.distributed.group.WORLD
+    h, w, labels, _ = case(4, 8, 24, 24)
+    w = w.chunk(2)[rank].contiguous()
+    if rank == 1:
+        w.fill_(torch.nan)
+    mask = torch.tensor([1.0, 0, 1, 1])
+    results = []
+    for implementation in ("compiled", "reference"):
+        with override("linear_cross_entropy", implementation):
+            results += losses_and_gradients(linear_cross_entropy, h, w, labels, mask, 24, group=group)
+    with emulated_gpu() if why_not() is None else nullcontext():
+        on_device = [t.to("cpu" if why_not() else "cuda") for t in (h, w, labels, mask)]
+        on_gpu = losses_and_gradients(linear_cross_entropy, *on_device, 24, group=group)
+        results += [result.cpu() for result in on_gpu]
+    return results
+
+
+def test_a_vocabulary_shard_of_nan_does_not_vanish():
+    """Each rank's loss is NaN, and so are its gradients, also those of the rank whose own logits are finite."""
+    if why_not() is None:
+        build()
+    for results in run_distributed(_nan_shard, 2):
+        for loss, token_loss, dhidden, dweight in zip(*[iter(results)] * 4, strict=True):
+            assert loss.isnan() and dweight.isnan().all()
+            assert token_loss[[0, 2, 3]].isnan().all() and token_loss[1] == 0
+            assert dhidden[[0, 2, 3]].isnan().all()
 
 
 def test_torch_library_registration():
