@@ -171,6 +171,7 @@ def test_why_there_is_a_loop_is_on_record(available, reason, monkeypatch):
 def test_the_choice_on_a_gpu_says_how_documents_run(obstacle, words, monkeypatch):
     from megatron_synE.kernels import selection
 
+    monkeypatch.setattr(selection._native, "problem", lambda device_type: None)
     monkeypatch.setattr(selection._native, "extension", lambda device_type: types.SimpleNamespace())
     monkeypatch.setattr(variable_length_attention, "obstacle", lambda: obstacle)
     selection._default.cache_clear()
