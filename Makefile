@@ -40,8 +40,8 @@ bench: .venv/.dev
 	@for script in cpu_step stream tokenize_corpus checkpoint; do \
 		echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
-# Not from .venv where there is none: a machine that is lent may have torch for CUDA and nothing else.
-GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
+# Not from .venv where there is none, or another is asked for: a machine that is lent may have torch and nothing else.
+GPU_PYTHON = $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
 gpu:
 	@$(GPU_PYTHON) benchmarks/gpu_all.py $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(RESULTS),--results "$(RESULTS)") \
 		$(if $(COMMIT),--commit "$(COMMIT)") $(if $(STAGES),--stages $(STAGES))

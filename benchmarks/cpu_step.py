@@ -1,6 +1,6 @@
 """One training step on a CPU: ours (megatron-core with fused layers) against transformers' Llama, side by side.
 
-    python benchmarks/cpu_step.py [--minutes 8] [--threads 2] [--skip-ops] [--skip-memory]
+    python benchmarks/cpu_step.py [--minutes 5] [--threads 2] [--skip-ops] [--skip-memory]
 
 Equal work: all start from the same weights in a Hugging Face folder, see the same batches, and follow the same rule of
 update (AdamW, clipping); their losses are compared. `ours` in bf16 keeps the moments in bf16, as transformers does, and
@@ -273,7 +273,7 @@ def _make_weights(folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="for the steps; memory and ops take some more")
+    parser.add_argument("--minutes", type=float, default=5, help="for the steps; memory and ops take three more")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-ops", action="store_true", help="leave out the table of single ops")
     parser.add_argument("--skip-memory", action="store_true")

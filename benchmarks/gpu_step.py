@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
 import multiprocessing
@@ -32,12 +33,13 @@ from gpu.runner import SKIPPED
 from gpu.timing import median_seconds, product_rate
 
 from megatron_synE.config.model import PRESETS, LlamaArchitecture
+from megatron_synE.kernels.fp8 import scaled_product_problem
 
 WHOLE_8B_BYTES = 100 * 2**30
 CASE_SECONDS = 120
 RUNS = 5
 TINY = LlamaArchitecture(32, 64, 160, 4, 2, 512)
-PRELOAD = ["torch", "transformers", "megatron_synE.training.loop", "contenders"]
+IMPORTS = ("transformers", "megatron_synE.training.loop")
 
 
 def layers_suite(base: Work) -> list[tuple[Contender, Work]]:
@@ -98,59 +100,88 @@ def case_name(contender: Contender, work: Work) -> str:
     )
 
 
-def measure(connection: Connection, contender: Contender, work: Work, device_type: str, hf_dir: Path | None) -> None:
-    """A case's process: sends its figures, or what went wrong."""
+def measure(contender: Contender, work: Work, device_type: str, hf_dir: Path | None) -> dict[str, Any]:
+    """Figures of a case."""
+    device = torch.device(device_type, 0) if device_type == "cuda" else torch.device(device_type)
+    torch.manual_seed(0)
+    step = make_step(contender, work, device, hf_dir)
+    first_loss = step()
+    if not math.isfinite(first_loss):
+        raise FloatingPointError(f"the first step's loss is {first_loss}")
+    found: dict[str, Any] = {"step_seconds": median_seconds(step, device, RUNS, warmup=1), "first_loss": first_loss}
+    if device.type == "cuda":
+        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return found
+
+
+def serve(connection: Connection) -> None:
+    """A worker: imports, waits for its case, sends the figures or what went wrong."""
     warnings.filterwarnings("ignore")  # of optional packages that are absent
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-    device = torch.device(device_type, 0) if device_type == "cuda" else torch.device(device_type)
+    for module in IMPORTS:
+        importlib.import_module(module)
     try:
-        torch.manual_seed(0)
-        step = make_step(contender, work, device, hf_dir)
-        first_loss = step()
-        if not math.isfinite(first_loss):
-            raise FloatingPointError(f"the first step's loss is {first_loss}")
-        found: dict[str, Any] = {"step_seconds": median_seconds(step, device, RUNS, warmup=1), "first_loss": first_loss}
-        if device.type == "cuda":
-            found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        connection.send(found)
+        case = connection.recv()
+    except EOFError:
+        return  # no case was left
+    try:
+        connection.send(measure(*case))
     except Exception as error:  # a case that fails is told, and the next one goes on
         traceback.print_exc()
         connection.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
 
 
-def run_case(contender: Contender, work: Work, device_type: str, hf_dir: Path | None) -> dict[str, Any]:
-    """Figures of a case, measured in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(theirs, contender, work, device_type, hf_dir))
-    process.start()
-    theirs.close()
-    try:
-        found = ours.recv() if ours.poll(CASE_SECONDS) else {"error": f"nothing after {CASE_SECONDS} s"}
-    except EOFError:
-        found = {"error": "the process died"}
-    process.kill()  # it has told all it knows; on a GPU the interpreter's end takes seconds
-    process.join()
-    return found
+class Worker:
+    """A process for one case. It is started while another one measures: imports take many seconds.
+
+    It is no fork of a process that has imported: megatron-core asks for GPUs at its import, and a fork of a process
+    that has asked can use none.
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def run(self, *case: Any) -> dict[str, Any]:
+        """`measure` of this case, or `{"error": …}`."""
+        try:
+            self.connection.send(case)
+            found = {"error": f"nothing after {CASE_SECONDS} s"}
+            if self.connection.poll(CASE_SECONDS):
+                found = self.connection.recv()
+        except (EOFError, ConnectionError):
+            found = {"error": "the process died"}
+        self.close()
+        return found
+
+    def close(self) -> None:
+        """End the process: it has told all it knows, and on a GPU the interpreter's end takes seconds."""
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
 
 
 def run_suite(
     cases: list[tuple[Contender, Work]], device_type: str, rate: float, hf_dir: Path | None
 ) -> dict[str, Any]:
     """Name → the case, its figures, tokens/s and share of `rate` (FLOP/s)."""
-    figures = {}
+    figures, spare = {}, Worker()
     for contender, work in cases:
+        worker, spare = spare, Worker()
         fields = dataclasses.asdict(work)
         architecture = fields.pop("architecture")
         case = {"contender": contender, **fields, "num_layers": architecture["num_layers"]}
-        found = run_case(contender, work, device_type, hf_dir)
+        found = worker.run(contender, work, device_type, hf_dir)
         if "step_seconds" in found:
             case["tokens_per_s"] = round(work.tokens_per_step / found["step_seconds"], 1)
             case["share_of_gemm_rate"] = round(work.flops_per_step / found["step_seconds"] / rate, 4)
         name = case_name(contender, work)
         figures[name] = {**case, **found}
         print(json.dumps({name: figures[name]}), flush=True)
+    spare.close()
     return figures
 
 
@@ -190,10 +221,10 @@ def main() -> int:
     architecture = dataclasses.replace(architecture, num_layers=num_layers)
     device = torch.device(args.device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    rates = {
-        name: product_rate(device, dtype, 256 if args.tiny else 8192, runs=10)
-        for name, dtype in (("gemm_tflops", torch.bfloat16), ("fp8_gemm_tflops", torch.float8_e4m3fn))
-    }
+    dtypes = {"gemm_tflops": torch.bfloat16, "fp8_gemm_tflops": torch.float8_e4m3fn}
+    if scaled_product_problem(device) is not None:
+        del dtypes["fp8_gemm_tflops"]
+    rates = {name: product_rate(device, dtype, 256 if args.tiny else 8192, runs=10) for name, dtype in dtypes.items()}
     figures: dict[str, Any] = {"machine": machine, **{name: round(rate / 1e12, 4) for name, rate in rates.items()}}
     print(json.dumps(figures), flush=True)
     seq_length = 256 if args.tiny else args.seq_length

@@ -27,7 +27,7 @@ REASON_LINES = 5
 
 @dataclass(frozen=True)
 class Stage:
-    """One command and the time it may take."""
+    """One Python command and the time it may take."""
 
     name: str
     command: tuple[str, ...]
@@ -52,7 +52,8 @@ def run_stage(
         the file of one that was cut off), seconds, figures, and the last lines where it did not pass.
     """
     record: dict[str, Any] = {
-        **about, "stage": stage.name, "command": list(stage.command), "limit_seconds": stage.limit_seconds,
+        **about, "stage": stage.name, "command": " ".join(["python", *stage.command[1:]]),
+        "limit_seconds": stage.limit_seconds,
         "started": round(time.time(), 1), "status": "running", "figures": {},
     }  # fmt: skip
     path = results / f"{stage.name}.json"

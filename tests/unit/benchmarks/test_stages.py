@@ -40,6 +40,7 @@ def test_each_end_is_recorded_and_the_next_stage_goes_on(tmp_path: Path) -> None
     assert records["absent"]["reason"] == ["no such card"]
     assert records["good"]["figures"] == {"a": 1, "b": {"c": 2}} and "reason" not in records["good"]
     assert read_records(tmp_path) == records
+    assert records["good"]["command"].startswith("python -c "), "no path of the machine that it ran on"
     assert all(record["commit"] == "abc" for record in records.values())
     assert (tmp_path / "slow.log").read_text() == '{"a": 1}\ntext\n'
 
