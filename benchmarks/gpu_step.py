@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -117,6 +118,7 @@ def measure(contender: Contender, work: Work, device_type: str, hf_dir: Path | N
 def serve(connection: Connection) -> None:
     """A worker: imports, waits for its case, sends the figures or what went wrong."""
     warnings.filterwarnings("ignore")  # of optional packages that are absent
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     for module in IMPORTS:
         importlib.import_module(module)
