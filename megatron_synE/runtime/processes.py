@@ -7,6 +7,8 @@ from pathlib import Path
 
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "stopped", "t": "held by a debugger",
           "Z": "dead", "X": "dead"}  # fmt: skip
+_EXITING = 4
+"""PF_EXITING of the kernel's flags for a process: its connections close before its state says that it is dead."""
 
 
 def machine() -> str:
@@ -29,9 +31,9 @@ def start_ticks(pid: int) -> int | None:
 
 
 def state(pid: int, started_ticks: int) -> str:
-    """In words what the process does, "dead" where it is gone."""
+    """In words what the process does, "dead" where it is gone or about to be."""
     fields = _stat(pid)
-    if fields is None or int(fields[19]) != started_ticks:
+    if fields is None or int(fields[19]) != started_ticks or int(fields[6]) & _EXITING:
         return "dead"
     return STATES.get(fields[0], fields[0])
 
