@@ -42,13 +42,15 @@ def report(error: Exception, peers: Peers | None, wait: Callable[[float], bool])
 
     Args:
         peers: None before the processes know of each other. They all look at the same files then, so that what one
-            finds all find: the first process tells, the others only when it did not end the run by that.
+            finds all find: the first process tells, the others only when it did not end the run by that. Once they
+            do, whoever fails first tells, and the others leave after it.
         wait: sleeps for so many seconds, or until torchrun ends this process; whether that happened.
     """
     if peers is None:
         if os.environ.get("RANK", "0") != "0" and wait(SECONDS_FOR_THE_FIRST_PROCESS):
             return
     elif not peers.is_first("failure"):
+        wait(SECONDS_FOR_THE_FIRST_PROCESS)  # for torchrun, the process that ends first is the root cause
         return
     tell(describe(error, peers), kind=type(error).__name__)
 

@@ -64,6 +64,21 @@ def test_before_the_processes_meet_the_first_tells(
     assert capsys.readouterr().err == told
 
 
+def test_who_fails_second_leaves_after_the_one_that_tells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun names the process whose end it sees first."""
+    peers, waited = alone(), []
+    monkeypatch.setattr(peers, "is_first", lambda topic: False)
+
+    def wait(seconds: float) -> bool:
+        waited.append(seconds)
+        return True
+
+    failure.report(ValueError("told elsewhere"), peers, wait)
+    assert waited == [failure.SECONDS_FOR_THE_FIRST_PROCESS] and capsys.readouterr().err == ""
+
+
 LEAVING = """
 import sys, threading, time
 import torch
