@@ -119,10 +119,11 @@ PYBIND11_MODULE(_kernels_cuda, m) {
       release());
   m.def(
       "quantize",
-      [](int dtype, int format, Address values, Address scale, Address straight, Address transposed, int64_t rows,
-         int64_t columns, Address stream) {
-        syne::quantize(type_of(dtype), static_cast<syne::Format>(format), at(values), at<float>(scale),
-                       at<std::uint8_t>(straight), at<std::uint8_t>(transposed), rows, columns, queue(stream));
+      [](int dtype, int format, Address values, Address magnitude, Address unit, Address straight, Address transposed,
+         int64_t rows, int64_t columns, Address stream) {
+        syne::quantize(type_of(dtype), static_cast<syne::Format>(format), at(values), at<float>(magnitude),
+                       at<float>(unit), at<std::uint8_t>(straight), at<std::uint8_t>(transposed), rows, columns,
+                       queue(stream));
       },
       release());
   m.attr("chunk_elements") = syne::kChunkElements;

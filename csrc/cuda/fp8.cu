@@ -54,10 +54,19 @@ constexpr int kPiecesAcross = kTile / kColumns, kPiecesDown = kTile / kRows;
 
 struct Operands {
   const void* values;
-  const float* scale;
+  const float* magnitude;
+  float* unit;
   std::uint8_t *straight, *transposed;  // null where it is not wanted
   int64_t rows, columns;
 };
+
+// That of megatron_synE/kernels/fp8.py, to the bit.
+template <__nv_fp8_interpretation_t kFormat>
+__device__ __forceinline__ float scale_of(float magnitude) {
+  constexpr float kLargest = kFormat == __NV_E4M3 ? 448.0f : 57344.0f, kSmallest = 0x1p-100f;
+  float ratio = kLargest / (magnitude < kSmallest ? kSmallest : magnitude);
+  return __uint_as_float(__float_as_uint(ratio) & 0x7f800000u);
+}
 
 // The largest number that e5m2 rounds to a finite one.
 constexpr float kLastFinite = 61439.99609375f;
@@ -117,7 +126,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) quantize_kernel(Operands o)
   // Columns of the tile, a word for four rows. The words of a column change places, so that those of 16 pieces side by
   // side and two below each other, which a warp writes, lie in 32 banks.
   __shared__ unsigned tile[kTile][kPiecesDown];
-  float scale = *o.scale;
+  float scale = scale_of<kFormat>(*o.magnitude);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *o.unit = 1.0f / scale;
   int64_t tiles_across = (o.columns + kTile - 1) / kTile;
   int64_t first_row = blockIdx.x / tiles_across * kTile, first_column = blockIdx.x % tiles_across * kTile;
   int across = threadIdx.x % kPiecesAcross;
@@ -174,10 +184,10 @@ void largest_magnitude(DType dtype, const void* values, int64_t count, float* la
     (wide ? run_magnitude<bf16, kWide<bf16>> : run_magnitude<bf16, 1>)(values, count, largest, stream);
 }
 
-void quantize(DType dtype, Format format, const void* values, const float* scale, std::uint8_t* straight,
-              std::uint8_t* transposed, int64_t rows, int64_t columns, cudaStream_t stream) {
-  if (rows * columns == 0) return;
-  Operands operands{values, scale, straight, transposed, rows, columns};
+void quantize(DType dtype, Format format, const void* values, const float* magnitude, float* unit,
+              std::uint8_t* straight, std::uint8_t* transposed, int64_t rows, int64_t columns, cudaStream_t stream) {
+  if (rows * columns == 0) return check(cudaMemsetAsync(unit, 0, sizeof(float), stream), "quantize");
+  Operands operands{values, magnitude, unit, straight, transposed, rows, columns};
   if (dtype == kFloat32)
     (format == kE4M3 ? run_quantize<float, __NV_E4M3> : run_quantize<float, __NV_E5M2>)(operands, stream);
   else

@@ -33,16 +33,16 @@ _FORMAT_CODES = {E4M3: 0, E5M2: 1}
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix `values / scale`."""
+    """A matrix `values * unit`."""
 
     values: torch.Tensor
     """8-bit, contiguous."""
-    scale: torch.Tensor
+    unit: torch.Tensor
     """fp32 scalar on the same device, a power of two."""
 
     def transposed(self) -> Quantized:
         """The transposed matrix, contiguous again: a copy of a byte a number."""
-        return Quantized(self.values.t().contiguous(), self.scale)
+        return Quantized(self.values.t().contiguous(), self.unit)
 
 
 def largest_magnitude(tensor: torch.Tensor) -> torch.Tensor:
@@ -56,57 +56,59 @@ def largest_magnitude(tensor: torch.Tensor) -> torch.Tensor:
 
 def scale_of(magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The largest power of two that leaves numbers up to `magnitude` (fp32 scalar) within the range of `dtype`."""
-    ratio = torch.finfo(dtype).max / magnitude.clamp(min=SMALLEST_MAGNITUDE)
+    # Of two tensors: torch divides a number by a tensor by way of the reciprocal, which is rounded.
+    ratio = torch.full_like(magnitude, torch.finfo(dtype).max) / magnitude.clamp(min=SMALLEST_MAGNITUDE)
     return ratio.view(torch.int32).bitwise_and(_EXPONENT_BITS).view(torch.float32)
 
 
-def quantize(tensor: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None = None) -> Quantized:
+def quantize(tensor: torch.Tensor, dtype: torch.dtype, magnitude: torch.Tensor | None = None) -> Quantized:
     """The nearest 8-bit numbers to those of a matrix in bf16 or fp32; what is not finite makes the product nan.
 
     Args:
-        scale: a `scale_of` that is known already.
+        magnitude: a `largest_magnitude` that is known already, of this matrix or of one that this is a part of.
     """
     if not is_compiled("fp8", tensor):
-        scale = scale_of(largest_magnitude(tensor), dtype) if scale is None else scale
-        return Quantized((tensor * scale.to(tensor.dtype)).to(dtype).contiguous(), scale)
+        scale = scale_of(largest_magnitude(tensor) if magnitude is None else magnitude, dtype)
+        return Quantized((tensor * scale.to(tensor.dtype)).to(dtype).contiguous(), scale.reciprocal())
     straight = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
-    return Quantized(straight, _quantize_into(tensor, scale, straight, None))
+    return Quantized(straight, _quantize_into(tensor, magnitude, straight, None))
 
 
-def quantize_transposed(tensor: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None = None) -> Quantized:
+def quantize_transposed(tensor: torch.Tensor, dtype: torch.dtype, magnitude: torch.Tensor | None = None) -> Quantized:
     """`quantize(...).transposed()`, in one pass on a GPU."""
     if not is_compiled("fp8", tensor):
-        return quantize(tensor, dtype, scale).transposed()
+        return quantize(tensor, dtype, magnitude).transposed()
     transposed = torch.empty(tensor.t().shape, dtype=dtype, device=tensor.device)
-    return Quantized(transposed, _quantize_into(tensor, scale, None, transposed))
+    return Quantized(transposed, _quantize_into(tensor, magnitude, None, transposed))
 
 
 def quantize_both_ways(
-    tensor: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None = None
+    tensor: torch.Tensor, dtype: torch.dtype, magnitude: torch.Tensor | None = None
 ) -> tuple[Quantized, Quantized]:
-    """`quantize` of a matrix and `quantize_transposed` of it, in one pass on a GPU."""
+    """`quantize` and `quantize_transposed` of a matrix, in one pass on a GPU."""
     if not is_compiled("fp8", tensor):
-        quantized = quantize(tensor, dtype, scale)
+        quantized = quantize(tensor, dtype, magnitude)
         return quantized, quantized.transposed()
     straight, transposed = (torch.empty(t.shape, dtype=dtype, device=t.device) for t in (tensor, tensor.t()))
-    scale = _quantize_into(tensor, scale, straight, transposed)
-    return Quantized(straight, scale), Quantized(transposed, scale)
+    unit = _quantize_into(tensor, magnitude, straight, transposed)
+    return Quantized(straight, unit), Quantized(transposed, unit)
 
 
 def _quantize_into(
-    tensor: torch.Tensor, scale: torch.Tensor | None, straight: torch.Tensor | None, transposed: torch.Tensor | None
+    tensor: torch.Tensor, magnitude: torch.Tensor | None, straight: torch.Tensor | None, transposed: torch.Tensor | None
 ) -> torch.Tensor:
-    """By the compiled kernel, into those of the two matrices that are given; returns the scale."""
+    """By the compiled kernel, into those of the two matrices that are given; returns the unit."""
     target = transposed if straight is None else straight
     assert target is not None and tensor.dim() == 2
     matrix = tensor.contiguous()
-    scale = scale_of(largest_magnitude(matrix), target.dtype) if scale is None else scale
-    assert scale.dtype == torch.float32 and scale.device == matrix.device
+    magnitude = largest_magnitude(matrix) if magnitude is None else magnitude
+    assert magnitude.dtype == torch.float32 and magnitude.device == matrix.device
+    unit = torch.empty_like(magnitude)
     launch(
-        "quantize", matrix.device, code(matrix), _FORMAT_CODES[target.dtype], address(matrix), address(scale),
-        address(straight), address(transposed), *matrix.shape,
+        "quantize", matrix.device, code(matrix), _FORMAT_CODES[target.dtype], address(matrix), address(magnitude),
+        address(unit), address(straight), address(transposed), *matrix.shape,
     )  # fmt: skip
-    return scale
+    return unit
 
 
 def scaled_product(left_MK: Quantized, right_NK: Quantized, *, fast_accumulation: bool = False) -> torch.Tensor:
@@ -117,7 +119,7 @@ def scaled_product(left_MK: Quantized, right_NK: Quantized, *, fast_accumulation
             enough for activations.
     """
     return torch._scaled_mm(
-        left_MK.values, right_NK.values.t(), scale_a=left_MK.scale.reciprocal(), scale_b=right_NK.scale.reciprocal(),
+        left_MK.values, right_NK.values.t(), scale_a=left_MK.unit, scale_b=right_NK.unit,
         out_dtype=torch.bfloat16, use_fast_accum=fast_accumulation,
     )  # fmt: skip
 

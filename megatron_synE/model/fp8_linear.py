@@ -34,7 +34,6 @@ from megatron_synE.kernels.fp8 import (
     quantize,
     quantize_both_ways,
     quantize_transposed,
-    scale_of,
     scaled_product,
     scaled_product_problem,
 )
@@ -102,16 +101,16 @@ class _Fp8Linear(torch.autograd.Function):
         allreduce_dgrad: bool, sequence_group: Any, tp_group: Any,
     ) -> torch.Tensor:  # fmt: skip
         magnitude = largest_magnitude(input_SBI)
-        if sequence_group is not None:  # one scale for the sequence that is put together
+        if sequence_group is not None:  # one unit for the sequence that is put together
             torch.distributed.all_reduce(magnitude, torch.distributed.ReduceOp.MAX, group=sequence_group)
         rows_NI = input_SBI.reshape(-1, input_SBI.shape[-1])
-        scale = scale_of(magnitude, E4M3)
         if sequence_group is None:
-            quantized, kept = quantize_both_ways(rows_NI, E4M3, scale)
+            quantized, kept = quantize_both_ways(rows_NI, E4M3, magnitude)
         else:
-            quantized = kept = quantize(rows_NI, E4M3, scale)
-        weight = quantize(weight_OI, E4M3)
-        ctx.save_for_backward(kept.values, scale, weight.scale, weight_OI)
+            quantized = kept = quantize(rows_NI, E4M3, magnitude)
+        weight_magnitude = largest_magnitude(weight_OI)
+        weight = quantize(weight_OI, E4M3, weight_magnitude)
+        ctx.save_for_backward(kept.values, kept.unit, weight_magnitude, weight_OI)
         ctx.main_grad = holder_of_main_grad(weight_OI).main_grad if fuse and hasattr(weight_OI, "main_grad") else None
         ctx.gradient_format, ctx.allreduce_dgrad = gradient_format, allreduce_dgrad
         ctx.sequence_group, ctx.tp_group, ctx.input_shape = sequence_group, tp_group, input_SBI.shape
@@ -124,14 +123,14 @@ class _Fp8Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient_SBO: torch.Tensor):
-        values, scale, weight_scale, weight_OI = ctx.saved_tensors
-        kept = Quantized(values, scale)
+        values, unit, weight_magnitude, weight_OI = ctx.saved_tensors
+        kept = Quantized(values, unit)
         # The order matters where kernels start in that of their launches: each collective stands before the product
         # that hides it.
         whole, gathering = _gathered(kept, ctx.sequence_group)
         gradient_NO = gradient_SBO.reshape(-1, gradient_SBO.shape[-1])
         gradient, gradient_ON = quantize_both_ways(gradient_NO, ctx.gradient_format)
-        dinput_NI = scaled_product(gradient, quantize_transposed(weight_OI, E4M3, weight_scale))
+        dinput_NI = scaled_product(gradient, quantize_transposed(weight_OI, E4M3, weight_magnitude))
         if gathering is not None:
             gathering.wait()
         reducing = None
@@ -161,4 +160,4 @@ def _gathered(own: Quantized, group: Any) -> tuple[Quantized, Any]:
     whole = torch.empty(rows * group.size(), width, dtype=torch.uint8, device=own.values.device)
     # As bytes, for not every library knows the 8-bit formats.
     handle = dist_all_gather_func(whole, own.values.view(torch.uint8), group=group, async_op=True)
-    return Quantized(whole.view(own.values.dtype), own.scale), handle
+    return Quantized(whole.view(own.values.dtype), own.unit), handle

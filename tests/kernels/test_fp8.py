@@ -33,7 +33,7 @@ BF16_ROUNDING, FP32_ROUNDING = 2.0**-8, 2.0**-24
 def error_of_operand(exact: torch.Tensor, quantized: Quantized) -> torch.Tensor:
     """Largest error of each element: relative, or that of a subnormal number in the scale's unit."""
     relative, subnormal = ROUNDING[quantized.values.dtype]
-    return torch.maximum(relative * exact.abs(), subnormal / quantized.scale.double())
+    return torch.maximum(relative * exact.abs(), subnormal * quantized.unit.double())
 
 
 def matrix(seed: int, rows: int, columns: int, magnitude: float, outlier: float) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_product_is_within_the_formats_rounding(
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
 def test_scale_is_the_largest_power_of_two_that_fits(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
-    for magnitude in (1.0, 447.0, 448.0, 450.0, largest, 3e38, 1e-20, 2.0**-7 * 1.75):
+    for magnitude in (1.0, 447.0, 448.0, 450.0, largest, 7 * 2.0**124, 3e38, 1e-20, 2.0**-7 * 1.75):
         scale = float(scale_of(torch.tensor(magnitude), dtype))
         assert math.frexp(scale)[0] == 0.5
         assert magnitude * scale <= largest < 2 * magnitude * scale
@@ -115,6 +115,13 @@ def by_torch(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (values.clamp(-largest, largest) if dtype == E4M3 else values).to(dtype)
 
 
+def magnitude_for(scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """One whose scale is that: a power of two, 0 or inf."""
+    magnitude = torch.tensor({0.0: math.inf, math.inf: math.nan}.get(scale) or torch.finfo(dtype).max / scale)
+    assert float(scale_of(magnitude, dtype)) == scale
+    return magnitude
+
+
 def same_8_bit_numbers(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """To the bit, but for the sign and the fraction of what is not a number."""
     found, expected = found.cpu(), expected.cpu()
@@ -128,9 +135,11 @@ def same_8_bit_numbers(found: torch.Tensor, expected: torch.Tensor) -> bool:
 @pytest.mark.parametrize("scale", [0.0, 2.0**-100, 2.0**-3, 1.0, 2.0**7, 2.0**108, math.inf])
 def test_all_bf16_numbers_become_what_torch_makes_of_them(dtype: torch.dtype, scale: float, device: str) -> None:
     assert selection.choice("fp8", device).implementation == ("compiled" if device == "cuda" else "reference")
-    matrix, factor = every_bf16(), torch.tensor(scale)
-    expected = by_torch(matrix * factor.bfloat16(), dtype)
-    straight, transposed = quantize_both_ways(matrix.to(device), dtype, factor.to(device))
+    matrix, magnitude = every_bf16(), magnitude_for(scale, dtype)
+    expected = by_torch(matrix * torch.tensor(scale).bfloat16(), dtype)
+    straight, transposed = quantize_both_ways(matrix.to(device), dtype, magnitude.to(device))
+    for quantized in (straight, transposed):
+        assert float(quantized.unit.cpu()) == float(torch.tensor(scale).reciprocal())
     assert same_8_bit_numbers(straight.values, expected)
     assert same_8_bit_numbers(transposed.values, expected.t())
 
@@ -144,9 +153,9 @@ def test_fp32_numbers_beside_the_middles_are_rounded_as_torch_does(
     values = adversarial_fp32(dtype) / scale
     matrix = torch.cat((values, values[: -len(values) % 8])).view(-1, 8)
     expected = by_torch(matrix * scale, dtype)
-    factor = torch.tensor(scale).to(device)
-    assert same_8_bit_numbers(quantize(matrix.to(device), dtype, factor).values, expected)
-    assert same_8_bit_numbers(quantize_transposed(matrix.to(device), dtype, factor).values, expected.t())
+    magnitude = magnitude_for(scale, dtype).to(device)
+    assert same_8_bit_numbers(quantize(matrix.to(device), dtype, magnitude).values, expected)
+    assert same_8_bit_numbers(quantize_transposed(matrix.to(device), dtype, magnitude).values, expected.t())
 
 
 @pytest.mark.parametrize("device", devices())
@@ -160,16 +169,16 @@ def test_a_matrix_is_quantised_straight_and_transposed(
     rows, columns = shape
     values = torch.randn(rows * columns + offset, generator=torch.Generator().manual_seed(9)).to(element)
     matrix = values[offset:].view(shape)
-    scale = torch.tensor(64.0)
+    magnitude = magnitude_for(64.0, E4M3).to(device)
     expected = (matrix * 64.0).to(E4M3)
     memory = values.to(device)
     apart = torch.cat((matrix, matrix), dim=1).to(device)[:, :columns]
     for source in (memory[offset:].view(shape), apart):
-        one, other = quantize_both_ways(source, E4M3, scale.to(device))
+        one, other = quantize_both_ways(source, E4M3, magnitude)
         assert one.values.is_contiguous() and other.values.is_contiguous()
-        for straight in (one, quantize(source, E4M3, scale.to(device))):
+        for straight in (one, quantize(source, E4M3, magnitude)):
             assert same_8_bit_numbers(straight.values, expected)
-        for transposed in (other, quantize_transposed(source, E4M3, scale.to(device))):
+        for transposed in (other, quantize_transposed(source, E4M3, magnitude)):
             assert same_8_bit_numbers(transposed.values, expected.t())
 
 
@@ -192,11 +201,22 @@ def test_the_largest_magnitude_wherever_it_is(element: torch.dtype, count: int, 
 
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
-def test_quantising_with_the_matrix_own_scale(dtype: torch.dtype, device: str) -> None:
+def test_the_unit_is_that_of_the_scale(dtype: torch.dtype, device: str) -> None:
+    powers = torch.tensor([1.0, 7.0, 0.875]).outer(2.0 ** torch.arange(-130.0, 126.0)).flatten()
+    ends = (torch.full_like(powers, end) for end in (0.0, math.inf))
+    one = torch.ones(1, 1, device=device)
+    for magnitude in torch.cat((powers, *(torch.nextafter(powers, end) for end in ends)))[::5]:
+        unit = quantize(one, dtype, magnitude.to(device)).unit
+        assert float(unit.cpu()) == 1 / float(scale_of(magnitude, dtype)), float(magnitude)
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_quantising_by_the_matrix_own_magnitude(dtype: torch.dtype, device: str) -> None:
     exact = matrix(11, 48, 80, 1e-3, 40.0)
     expected = scale_of(exact.abs().max().float(), dtype)
     straight, transposed = quantize_both_ways(exact.to(device), dtype)
-    assert float(straight.scale.cpu()) == float(transposed.scale.cpu()) == float(expected)
+    assert float(straight.unit.cpu()) == float(transposed.unit.cpu()) == 1 / float(expected)
     assert same_8_bit_numbers(straight.values, (exact * expected.bfloat16()).to(dtype))
     assert same_8_bit_numbers(quantize_transposed(exact.to(device), dtype).values, straight.values.cpu().t())
 

@@ -40,7 +40,6 @@ from megatron_synE.kernels.fp8 import (
     quantize,
     quantize_both_ways,
     quantize_transposed,
-    scale_of,
 )
 from megatron_synE.kernels.linear_cross_entropy import _softmax
 from tests.kernels.host_cuda.build import Order, configure, load
@@ -193,12 +192,11 @@ def eight_bit(rows: int, columns: int) -> Callable[[Placement], list[torch.Tenso
         matrix, results = new(rows, columns), []
         matrix[rows // 2, columns // 3] *= 1000
         for dtype in (E4M3, E5M2):
-            scale = scale_of(largest_magnitude(matrix).float(), dtype)
-            both = quantize_both_ways(matrix, dtype, scale)
-            alone = (quantize(matrix, dtype, scale), quantize_transposed(matrix, dtype, scale))
+            both = quantize_both_ways(matrix, dtype)
+            alone = (quantize(matrix, dtype), quantize_transposed(matrix, dtype))
             for one, other in zip(both, alone, strict=True):
                 assert torch.equal(one.values.cpu().view(torch.uint8), other.values.cpu().view(torch.uint8))
-            results += [largest_magnitude(matrix), *(quantized.values.float() for quantized in both)]
+            results += [largest_magnitude(matrix), *(part for q in both for part in (q.values.float(), q.unit))]
         return results
 
     return run
