@@ -56,7 +56,7 @@ FAULTS = [
           "if (threadIdx.x < 7) __syncthreads();\n    float mean = block_sum(dot, shared)",
           "results", "deadlock", "norm 129"),
     Fault("a tile is read before it is written", "fp8.cu", "  __syncthreads();\n  int lane", "  int lane",
-          "thread", "data race", "eight bit 5 3"),
+          "results", "is off by", "eight bit 5 3"),
     Fault("columns of a tile that lie beyond the matrix", "fp8.cu", "i < kTile && first_column + i < o.columns;",
           "i < kTile;", "address", "heap-buffer-overflow", "eight bit 5 3"),
     Fault("four rows become columns in another order", "fp8.cu", "lower_left, 0x7632)", "lower_left, 0x7623)",
