@@ -101,10 +101,13 @@ def products(name: str, setting: Setting, rows_in: int, rows_out: int, count: in
     yield Op(f"{name} input gradient", count, element * (outputs + weight) + BF16_BYTES * inputs, flops, flops, fp8)
     main_gradient = 2 * FP32_BYTES * weight
     yield Op(f"{name} weight gradient", count, element * (inputs + outputs) + main_gradient, flops, flops, fp8)
-    if fp8:  # each operand is read in bf16 and written in FP8, as it is and transposed
-        yield Op(f"{name} cast of input", count, 4.0 * inputs)
-        yield Op(f"{name} cast of gradient", count, 4.0 * outputs)
-        yield Op(f"{name} cast of weight", count, 4.0 * weight)
+    if fp8:
+        # Read in bf16 for the largest magnitude, and again to be written as it is and transposed, the weight in a pass
+        # each.
+        yield Op(f"{name} quantising of input", count, (2 * BF16_BYTES + 2) * inputs)
+        yield Op(f"{name} quantising of gradient", count, (2 * BF16_BYTES + 2) * outputs)
+        yield Op(f"{name} quantising of weight", count, (2 * BF16_BYTES + 1) * weight)
+        yield Op(f"{name} quantising of weight, backward", count, (BF16_BYTES + 1) * weight)
 
 
 def layer_ops(setting: Setting) -> list[Op]:

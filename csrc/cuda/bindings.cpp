@@ -1,6 +1,6 @@
 // megatron_synE._kernels_cuda: the functions of _kernels_cpu with a stream as last argument; those of the optimizer take
-// lists of tensors, and RoPE that takes the projection apart is here only. Results that are sums over the device go to
-// memory of the caller: nothing is allocated here.
+// lists of tensors, and RoPE that takes the projection apart and the 8-bit numbers are here only. Results that are sums
+// over the device go to memory of the caller: nothing is allocated here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -109,6 +109,21 @@ PYBIND11_MODULE(_kernels_cuda, m) {
       "accumulate",
       [](int dtype, Address target, Address addend, int64_t count, Address scale, Address stream) {
         syne::accumulate(type_of(dtype), at<float>(target), at(addend), count, at<float>(scale), queue(stream));
+      },
+      release());
+  m.def(
+      "largest_magnitude",
+      [](int dtype, Address values, int64_t count, Address largest, Address stream) {
+        syne::largest_magnitude(type_of(dtype), at(values), count, at<float>(largest), queue(stream));
+      },
+      release());
+  m.def(
+      "quantize",
+      [](int dtype, int format, Address values, Address magnitude, Address unit, Address straight, Address transposed,
+         int64_t rows, int64_t columns, Address stream) {
+        syne::quantize(type_of(dtype), static_cast<syne::Format>(format), at(values), at<float>(magnitude),
+                       at<float>(unit), at<std::uint8_t>(straight), at<std::uint8_t>(transposed), rows, columns,
+                       queue(stream));
       },
       release());
   m.attr("chunk_elements") = syne::kChunkElements;

@@ -55,6 +55,17 @@ void cross_entropy(DType dtype, void* logits, CrossEntropyPass pass, int64_t cou
 void accumulate(DType dtype, float* target, const void* addend, int64_t count, const float* scale,
                 cudaStream_t stream);
 
+// The bits of the largest magnitude; a nan where there is one.
+void largest_magnitude(DType dtype, const void* values, int64_t count, float* largest, cudaStream_t stream);
+
+// megatron_synE/kernels/fp8.py has the same codes.
+enum Format : int { kE4M3 = 0, kE5M2 = 1 };
+
+// The 8-bit numbers next to values / unit: [rows, columns] in `straight`, the transpose in `transposed`; either may be
+// null. `unit` is found from the largest magnitude.
+void quantize(DType dtype, Format format, const void* values, const float* magnitude, float* unit,
+              std::uint8_t* straight, std::uint8_t* transposed, int64_t rows, int64_t columns, cudaStream_t stream);
+
 struct FlatTensor {
   void* values;
   int64_t count;

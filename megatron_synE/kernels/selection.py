@@ -26,6 +26,7 @@ OPS = (
     "weight_gradient",
     "adamw",
     "causal_attention",
+    "fp8",
 )
 
 
@@ -50,6 +51,8 @@ def _default(op: str, device_type: str) -> Choice:
     assert module is not None
     if op == "causal_attention" and device_type == "cuda":
         return Choice("reference", f"torch's flash attention is the fast one on a GPU; {_documents()}")
+    if op == "fp8" and device_type == "cpu":
+        return Choice("reference", "a CPU only emulates 8-bit products")
     detail = module.instruction_set() if device_type == "cpu" else "CUDA"
     return Choice("compiled", f"built for {device_type}, {detail}")
 

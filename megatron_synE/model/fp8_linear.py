@@ -5,6 +5,10 @@ pass, and gathered under sequence parallelism: half the memory and half the traf
 8-bit product too, as in Transformer Engine: a third of the work. It is rounded to bf16, whose error is a sixteenth of
 that of its operands, before it is added to the fp32 main gradient.
 
+That product takes both operands transposed. The gradient is written both ways in one pass; so is the input, of which
+only the transposed form is kept, unless sequence parallelism gathers its rows. The weight is quantised once for each
+pass, for to read it again costs less than to keep a second copy of all weights from the forward to the backward pass.
+
 Legend: S sequence, B batch, N = S * B tokens, I input features, O output features.
 """
 
@@ -28,7 +32,8 @@ from megatron_synE.kernels.fp8 import (
     Quantized,
     largest_magnitude,
     quantize,
-    scale_of,
+    quantize_both_ways,
+    quantize_transposed,
     scaled_product,
     scaled_product_problem,
 )
@@ -96,12 +101,16 @@ class _Fp8Linear(torch.autograd.Function):
         allreduce_dgrad: bool, sequence_group: Any, tp_group: Any,
     ) -> torch.Tensor:  # fmt: skip
         magnitude = largest_magnitude(input_SBI)
-        if sequence_group is not None:  # one scale for the sequence that is put together
+        if sequence_group is not None:  # one unit for the sequence that is put together
             torch.distributed.all_reduce(magnitude, torch.distributed.ReduceOp.MAX, group=sequence_group)
         rows_NI = input_SBI.reshape(-1, input_SBI.shape[-1])
-        quantized = quantize(rows_NI, E4M3, scale_of(magnitude, E4M3))
-        weight = quantize(weight_OI, E4M3)
-        ctx.save_for_backward(quantized.values, quantized.scale, weight.scale, weight_OI)
+        if sequence_group is None:
+            quantized, kept = quantize_both_ways(rows_NI, E4M3, magnitude)
+        else:
+            quantized = kept = quantize(rows_NI, E4M3, magnitude)
+        weight_magnitude = largest_magnitude(weight_OI)
+        weight = quantize(weight_OI, E4M3, weight_magnitude)
+        ctx.save_for_backward(kept.values, kept.unit, weight_magnitude, weight_OI)
         ctx.main_grad = holder_of_main_grad(weight_OI).main_grad if fuse and hasattr(weight_OI, "main_grad") else None
         ctx.gradient_format, ctx.allreduce_dgrad = gradient_format, allreduce_dgrad
         ctx.sequence_group, ctx.tp_group, ctx.input_shape = sequence_group, tp_group, input_SBI.shape
@@ -114,12 +123,14 @@ class _Fp8Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient_SBO: torch.Tensor):
-        values, scale, weight_scale, weight_OI = ctx.saved_tensors
+        values, unit, weight_magnitude, weight_OI = ctx.saved_tensors
+        kept = Quantized(values, unit)
         # The order matters where kernels start in that of their launches: each collective stands before the product
         # that hides it.
-        whole, gathering = _gathered(Quantized(values, scale), ctx.sequence_group)
-        gradient = quantize(gradient_SBO.reshape(-1, gradient_SBO.shape[-1]), ctx.gradient_format)
-        dinput_NI = scaled_product(gradient, quantize(weight_OI, E4M3, weight_scale).transposed())
+        whole, gathering = _gathered(kept, ctx.sequence_group)
+        gradient_NO = gradient_SBO.reshape(-1, gradient_SBO.shape[-1])
+        gradient, gradient_ON = quantize_both_ways(gradient_NO, ctx.gradient_format)
+        dinput_NI = scaled_product(gradient, quantize_transposed(weight_OI, E4M3, weight_magnitude))
         if gathering is not None:
             gathering.wait()
         reducing = None
@@ -129,7 +140,8 @@ class _Fp8Linear(torch.autograd.Function):
             dinput_NI = own_NI
         elif ctx.allreduce_dgrad:
             reducing = torch.distributed.all_reduce(dinput_NI, group=ctx.tp_group, async_op=True)
-        product_OI = scaled_product(gradient.transposed(), whole.transposed())
+        input_IN = kept if ctx.sequence_group is None else whole.transposed()
+        product_OI = scaled_product(gradient_ON, input_IN)
         if ctx.main_grad is None:
             dweight: torch.Tensor | None = product_OI
         else:
@@ -148,4 +160,4 @@ def _gathered(own: Quantized, group: Any) -> tuple[Quantized, Any]:
     whole = torch.empty(rows * group.size(), width, dtype=torch.uint8, device=own.values.device)
     # As bytes, for not every library knows the 8-bit formats.
     handle = dist_all_gather_func(whole, own.values.view(torch.uint8), group=group, async_op=True)
-    return Quantized(whole.view(own.values.dtype), own.scale), handle
+    return Quantized(whole.view(own.values.dtype), own.unit), handle

@@ -33,6 +33,14 @@ from megatron_synE.kernels import (
     sum_of_squares,
     swiglu,
 )
+from megatron_synE.kernels.fp8 import (
+    E4M3,
+    E5M2,
+    largest_magnitude,
+    quantize,
+    quantize_both_ways,
+    quantize_transposed,
+)
 from megatron_synE.kernels.linear_cross_entropy import _softmax
 from tests.kernels.host_cuda.build import Order, configure, load
 from tests.kernels.host_cuda.gpu import emulated_gpu
@@ -179,6 +187,21 @@ def buffers(new: Placement) -> list[torch.Tensor]:
     return [weight.main_grad, *scaled, sum_of_squares([new(1003), new(16_389, seed=1)])]
 
 
+def eight_bit(rows: int, columns: int) -> Callable[[Placement], list[torch.Tensor]]:
+    def run(new: Placement) -> list[torch.Tensor]:
+        matrix, results = new(rows, columns), []
+        matrix[rows // 2, columns // 3] *= 1000
+        for dtype in (E4M3, E5M2):
+            both = quantize_both_ways(matrix, dtype)
+            alone = (quantize(matrix, dtype), quantize_transposed(matrix, dtype))
+            for one, other in zip(both, alone, strict=True):
+                assert torch.equal(one.values.cpu().view(torch.uint8), other.values.cpu().view(torch.uint8))
+            results += [largest_magnitude(matrix), *(part for q in both for part in (q.values.float(), q.unit))]
+        return results
+
+    return run
+
+
 # Widths: whole packs in one and in two a thread, then single elements.
 CASES: dict[str, Callable[[Placement], list[torch.Tensor]]] = {
     **{f"norm {width}": norm(width) for width in (64, 129)},
@@ -190,6 +213,8 @@ CASES: dict[str, Callable[[Placement], list[torch.Tensor]]] = {
     **{f"shard {columns}": shard(columns) for columns in (72, 45)},
     **{f"optimizer {state} {r}": optimizer(state, r) for state in (FP32, BF16) for r in (True, False)},
     "buffers": buffers,
+    # More than one tile of 128 each way, of whole packs, then of single elements.
+    **{f"eight bit {rows} {columns}": eight_bit(rows, columns) for rows, columns in ((132, 136), (131, 133), (5, 3))},
 }
 
 

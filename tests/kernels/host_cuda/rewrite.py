@@ -54,7 +54,7 @@ def rewrite_bounds(text: str) -> str:
     position = 0
     while match := BOUNDS.search(text, position):
         stop = closing(text, match.end() - 1)
-        most = text[match.end() : stop]
+        most = text[match.end() : stop].split(",")[0]
         arguments = text.index("(", stop)
         body = text.index("{", closing(text, arguments)) + 1
         check = f" ::host_cuda::require_block_of_at_most({most});"

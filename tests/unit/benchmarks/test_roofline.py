@@ -61,13 +61,18 @@ def test_a_step_is_the_sum_of_its_ops() -> None:
     assert tokens_per_s(setting, MACHINE) == pytest.approx(4 * 2 * 512 / step_seconds(setting, MACHINE))
 
 
-def test_fp8_halves_products_and_pays_for_casts() -> None:
+def test_fp8_halves_products_and_pays_for_quantising() -> None:
     free_memory = replace(MACHINE, bytes_per_second=1e30)
     setting = Setting(PRESETS["llama3_8b"])
     bf16, fp8 = (step_seconds(replace(setting, precision=name), free_memory) for name in ("bf16", "fp8"))
     assert fp8 < bf16 < 2 * fp8
-    casts = [op for op in step_ops(replace(setting, precision="fp8")) if " cast of " in op.name]
-    assert len(casts) == 12 and not any(op.flops for op in casts)
+    quantising = {op.name: op for op in step_ops(replace(setting, precision="fp8")) if " quantising of " in op.name}
+    assert len(quantising) == 16 and not any(op.flops for op in quantising.values())
+    weight = 14336 * 4096
+    by_hand = {
+        "input": 6 * 8192 * 14336, "gradient": 6 * 8192 * 4096, "weight": 5 * weight, "weight, backward": 3 * weight
+    }  # fmt: skip
+    assert {name: quantising[f"down quantising of {name}"].bytes for name in by_hand} == by_hand
 
 
 def test_no_published_figure_is_beyond_the_roofline() -> None:

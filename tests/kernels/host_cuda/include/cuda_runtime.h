@@ -23,6 +23,9 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+struct float2 {
+  float x, y;
+};
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace host_cuda {
@@ -92,11 +95,27 @@ T atomicAdd(T* target, T value) {
 }
 
 template <typename T>
+T atomicMax(T* target, T value) {
+  host_cuda::begin_atomic(target);
+  T before = *target;
+  if (value > before) *target = value;
+  host_cuda::end_atomic(target);
+  return before;
+}
+
+template <typename T>
 T __ldg(const T* source) {
   return *source;
 }
 inline unsigned __float_as_uint(float value) { return host_cuda::bit_cast<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return host_cuda::bit_cast<float>(bits); }
+// Four of the eight bytes of `low` and `high`, which the digits of `selector` number, the lowest digit first.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  std::uint64_t both = std::uint64_t{high} << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(both >> 8 * (selector >> 4 * i & 7u) & 0xffu) << 8 * i;
+  return result;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(std::uint64_t{a} * b >> 32); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
