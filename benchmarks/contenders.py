@@ -67,24 +67,14 @@ class Work:
         return list(np.random.default_rng(step % DISTINCT_STEPS).integers(0, self.architecture.vocab_size, shape))
 
 
-def hf_config(architecture: LlamaArchitecture) -> Any:
-    """transformers' configuration of the same model."""
+def transformers_config(architecture: LlamaArchitecture) -> Any:
+    """transformers' configuration of the same model, as an export writes it, for training."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        hidden_size=architecture.hidden_size,
-        num_hidden_layers=architecture.num_layers,
-        intermediate_size=architecture.ffn_hidden_size,
-        num_attention_heads=architecture.num_attention_heads,
-        num_key_value_heads=architecture.num_query_groups,
-        vocab_size=architecture.vocab_size,
-        max_position_embeddings=architecture.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": architecture.rotary_base},
-        rms_norm_eps=architecture.layernorm_epsilon,
-        tie_word_embeddings=architecture.tie_word_embeddings,
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
+    from megatron_synE.checkpoint.hf.config import hf_config
+
+    fields = {**hf_config(architecture, "float32", {}), "use_cache": False}
+    return LlamaConfig.from_dict(fields, attn_implementation="sdpa")
 
 
 def save_weights(architecture: LlamaArchitecture, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
@@ -95,7 +85,7 @@ def save_weights(architecture: LlamaArchitecture, folder: Path, device: torch.de
     logging.disable_progress_bar()
     torch.manual_seed(0)
     with device:
-        LlamaForCausalLM(hf_config(architecture)).to(dtype).save_pretrained(folder)
+        LlamaForCausalLM(transformers_config(architecture)).to(dtype).save_pretrained(folder)
 
 
 def make_step(contender: Contender, work: Work, device: torch.device, hf_dir: Path | None) -> Step:
@@ -112,9 +102,9 @@ def _hf_step(work: Work, device: torch.device, hf_dir: Path | None, compiled: bo
     logging.disable_progress_bar()
     if hf_dir is None:
         with device:
-            model: Any = LlamaForCausalLM(hf_config(work.architecture)).to(work.dtype)
+            model: Any = LlamaForCausalLM(transformers_config(work.architecture)).to(work.dtype)
     else:
-        config = hf_config(work.architecture)
+        config = transformers_config(work.architecture)
         model = LlamaForCausalLM.from_pretrained(hf_dir, config=config, dtype=work.dtype).to(device)
     model.train()
     if work.recompute == "full":

@@ -125,7 +125,7 @@ def test_a_stopped_process_is_named_and_the_run_ends(arguments: list[str], tmp_p
     assert f"pid {victim.pid}, stopped)" in err and "exitcode  : 75" in err
     stacks = (run / "hang-rank0.txt").read_text()
     # It waits in the step, or after it, where the processes agree whether to stop.
-    assert "process 0" in stacks and "megatron_synE/training/loop.py" in stacks
+    assert "process 0" in stacks and ("in train_step" in stacks or "in anywhere" in stacks), stacks
     assert not (run / "hang-rank1.txt").exists()
     again = pretrain(2, *arguments, "--checkpoint.save", run, "--training.exit_after_steps", "1")
     assert again.returncode == 0, again.stderr
