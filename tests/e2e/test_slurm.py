@@ -102,7 +102,8 @@ def test_saves_before_the_limit_goes_back_into_the_queue_and_resumes(cluster: Cl
 
 
 def test_told_during_start_up_it_goes_back_into_the_queue(cluster: Cluster, data: Path) -> None:
-    number = submit(cluster, data, "--checkpoint.save", "told-early", "--training.exit_after_steps", "3")
+    """No instant of the start-up loses the signal: a process that does not hear it yet is told again."""
+    number = submit(cluster, data, "--checkpoint.save", "told-early", REPEAT_SECONDS="1")
     log = data / f"job-{number}.log"
     deadline = time.monotonic() + TIMEOUT_S
     while not ranks_of_job(number):
@@ -112,7 +113,10 @@ def test_told_during_start_up_it_goes_back_into_the_queue(cluster: Cluster, data
     job = wait_until_ended(cluster, number, log)
     output = log.read_text()
     assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1", output
-    assert logged_steps(data, "told-early") == [1, 2, 3], output
+    assert output.count("2 x 1 processes") == 2, output
+    first_start = output.split("back into the queue")[0]
+    assert f"step {NUM_STEPS}/{NUM_STEPS}" not in first_start, "the signal stopped it long before its last step"
+    assert logged_steps(data, "told-early") == list(range(1, NUM_STEPS + 1)), output
 
 
 def test_cancelled_it_saves_first(cluster: Cluster, data: Path) -> None:
