@@ -84,7 +84,7 @@ class Source:
     def __init__(self, name: str, config: SourceConfig, heldout_fraction: float, cache: IndexCache) -> None:
         self.name, self.config, self.cache = name, config, cache
         self.heldout_fraction = heldout_fraction
-        self.corpus = IndexedCorpus(config.prefix)
+        self.corpus = IndexedCorpus(config.prefix, updates_sidecar=cache.keep)
         if self.corpus.dtype not in (np.uint16, np.int32):
             raise ValueError(f"{self.corpus.idx_path}: tokens are {self.corpus.dtype}; write them as uint16 or int32")
         for path, mapped in self.corpus.mapped_files.items():
