@@ -1,11 +1,10 @@
 """Everything of a corpus, read and checked: index, content, token ids, annotations."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from megatron_synE.corpus.annotations import NAME_PATTERN, Annotations
+from megatron_synE.corpus.annotations import Annotations, annotation_names
 from megatron_synE.corpus.indexed import IndexedCorpus, content_fingerprint
 from megatron_synE.corpus.sidecar import read_sidecar
 
@@ -131,13 +130,10 @@ def sidecar_problems(corpus: IndexedCorpus, sidecar: dict[str, object] | None, f
 def annotation_problems(corpus: IndexedCorpus) -> tuple[list[str], list[str]]:
     """The names of the annotations that are good, and what is wrong with the others."""
     annotations, good, problems = Annotations(corpus.prefix, corpus), [], []
-    stem = Path(corpus.prefix)
-    for path in sorted(stem.parent.iterdir()):
-        name = path.name.removeprefix(f"{stem.name}.").removesuffix(".json")
-        if path.name == f"{stem.name}.{name}.json" and NAME_PATTERN.fullmatch(name):
-            try:
-                annotations.get(name)
-                good.append(name)
-            except ValueError as error:
-                problems.append(str(error))
+    for name in annotation_names(corpus.prefix):
+        try:
+            annotations.get(name)
+            good.append(name)
+        except ValueError as error:
+            problems.append(str(error))
     return good, problems

@@ -15,6 +15,7 @@ EXTENSIONS = {"_index", "_kernels_cpu", "_kernels_cuda"}
 # Part of the package → what of ours it may import. A name with a dot allows that module only.
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
+    "command_line": set(),
     "kernels": {"_kernels_cpu", "_kernels_cuda"},
     "runtime": {"config"},
     "corpus": {"config"},
