@@ -11,8 +11,8 @@ from collections.abc import Callable
 def run_tool(name: str, command: Callable[[], int | None]) -> int:
     """Run a tool's body and return its exit status.
 
-    ValueError and OSError are the user's to mend: one message, status 1. A reader that has gone (`| head`) ends the tool
-    in silence, as it would end any other program. Everything else is a fault of ours and keeps its traceback.
+    ValueError and OSError are the user's to mend: one message, status 1. A reader that has gone (`| head`) ends the
+    tool in silence, as it would end any other program. Everything else is a fault of ours and keeps its traceback.
 
     Args:
         name: of the tool, for the message.

@@ -49,7 +49,7 @@ def iter_blocks(
     Raises:
         ValueError: the index is damaged, or the files are not those that were opened.
     """
-    end, itemsize = corpus.num_documents if end is None else end, corpus.dtype.itemsize
+    end = corpus.num_documents if end is None else end
     with open(corpus.bin_path, "rb") as file:
         while first < end:
             bounds = corpus.document_boundaries[first : min(end, first + BLOCK_DOCUMENTS) + 1]

@@ -59,7 +59,8 @@ def merge_corpora(
     sidecars = [read_sidecar(prefix) for prefix in prefixes]
     check_alike(corpora, sidecars)
     merged = Merged()
-    annotations = {name: joined(corpora, name, merged) for name in sorted({name for prefix in prefixes for name in annotation_names(prefix)})}
+    names = sorted({name for prefix in prefixes for name in annotation_names(prefix)})
+    annotations = {name: joined(corpora, name, merged) for name in names}
     with IndexedCorpusWriter(output_prefix, corpora[0].dtype) as writer:
         for corpus, sidecar in zip(corpora, sidecars, strict=True):
             copy(corpus, sidecar, writer, on_progress)
@@ -144,10 +145,7 @@ def merged_sidecar(corpora: Sequence[IndexedCorpus], sidecars: Sequence[dict[str
         for name in ("json_key", "append_eod", "split_sentences")
         if name in sources[0] and all(source.get(name) == sources[0][name] for source in sources)
     }
-    parts = [
-        {"prefix": corpus.prefix, "num_documents": corpus.num_documents, "fingerprint": (sidecar or {}).get("fingerprint")}
-        for corpus, sidecar in zip(corpora, sidecars, strict=True)
-    ]
+    parts = [{"prefix": corpus.prefix, "num_documents": corpus.num_documents} for corpus in corpora]
     content: dict[str, Any] = {"source": {**shared, "merged": parts}}
     if all(tokenizers):
         content["tokenizer"] = tokenizers[0]
@@ -181,7 +179,7 @@ def joined(corpora: Sequence[IndexedCorpus], name: str, merged: Merged) -> Joine
             if info.get("annotator") != infos[0].get("annotator"):
                 raise ValueError(f"{annotations.prefix} has it from another annotator than {found[0].prefix}")
             if info["dtype"] != infos[0]["dtype"]:
-                raise ValueError(f"{annotations.prefix} has it as {info['dtype']}, {found[0].prefix} {infos[0]['dtype']}")
+                raise ValueError(f"{annotations.prefix} has it as {info['dtype']}, others as {infos[0]['dtype']}")
         values = [annotations.get(name) for annotations in found]
     except ValueError as error:
         merged.left_behind.append(f"{name}: {error}")

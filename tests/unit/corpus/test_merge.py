@@ -67,7 +67,9 @@ def parts(folder: Path, **second: object) -> list[str]:
     found = []
     for name, names in (("a", ["law", "maths"]), ("b", ["art", "law"])):
         options = {"topics": rng.integers(-1, 2, 20), "names": names, "perplexity": rng.uniform(1, 9, 20)}
-        found.append(write_corpus(folder / name, random_documents(rng, 20), **(options | (second if name == "b" else {}))))
+        if name == "b":
+            options |= second
+        found.append(write_corpus(folder / name, random_documents(rng, 20), **options))
     return found
 
 
