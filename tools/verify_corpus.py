@@ -1,5 +1,6 @@
 """Read corpora from end to end and say what is wrong: index, content against the sidecar's fingerprint, token ids,
-annotations. One line for each corpus that is good; for each that is not, one line per fault, and exit status 1.
+annotations, document table. One line for each corpus that is good; for each that is not, one line per fault, and exit
+status 1.
 """
 
 import argparse

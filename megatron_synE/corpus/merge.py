@@ -5,16 +5,25 @@ joined), perplexities and other annotations by one annotator.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow
+import pyarrow.compute
 
 from megatron_synE.corpus.annotations import NO_LABEL, Annotations, annotation_names, write_annotation
 from megatron_synE.corpus.blocks import iter_blocks
+from megatron_synE.corpus.document_table import (
+    DocumentTable,
+    document_table_path,
+    table_schema,
+    write_document_table,
+)
 from megatron_synE.corpus.indexed import (
     HASH_BLOCK_BYTES,
     IndexedCorpus,
@@ -61,6 +70,7 @@ def merge_corpora(
     merged = Merged()
     names = sorted({name for prefix in prefixes for name in annotation_names(prefix)})
     annotations = {name: joined(corpora, name, merged) for name in names}
+    tables = open_tables(corpora, merged)
     with IndexedCorpusWriter(output_prefix, corpora[0].dtype) as writer:
         for corpus, sidecar in zip(corpora, sidecars, strict=True):
             copy(corpus, sidecar, writer, on_progress)
@@ -70,6 +80,9 @@ def merge_corpora(
         if annotation is not None:
             write_annotation(output_prefix, name, annotation.values, fingerprint, *annotation.origin)
             merged.carried.append(name)
+    if tables:
+        write_joined_table(output_prefix, tables, fingerprint)
+        merged.carried.append("document table")
     return merged
 
 
@@ -196,3 +209,50 @@ def renumbered(numbers: npt.NDArray[Any], names: Sequence[str], joined_names: Se
     place = {name: number for number, name in enumerate(joined_names)}
     new = np.array([*(place[name] for name in names), NO_LABEL], dtype=numbers.dtype)  # the last is what -1 finds
     return new[numbers]
+
+
+def open_tables(corpora: Sequence[IndexedCorpus], merged: Merged) -> list[DocumentTable]:
+    """The document tables of all corpora; none, and the reason in ``merged``, where not all have a good one."""
+    missing = [corpus.prefix for corpus in corpora if not document_table_path(corpus.prefix).is_file()]
+    if len(missing) == len(corpora):
+        return []
+    try:
+        if missing:
+            raise ValueError(f"{missing[0]} has none")
+        tables = [DocumentTable(corpus.prefix, corpus) for corpus in corpora]
+    except ValueError as error:
+        merged.left_behind.append(f"document table: {error}")
+        return []
+    keys = {key: sum(key in table.key_names for table in tables) for table in tables for key in table.key_names}
+    merged.left_behind += [
+        f"document table: {key} stays empty for {len(tables) - count} of {len(tables)} corpora, which did not keep it"
+        for key, count in keys.items()
+        if count < len(tables)
+    ]
+    return tables
+
+
+def write_joined_table(output_prefix: str, tables: Sequence[DocumentTable], fingerprint: str) -> None:
+    """The rows of all tables; a key that one of them did not keep is null there."""
+    inputs = list(dict.fromkeys(name for table in tables for name in table.inputs))
+    schema = table_schema(list(dict.fromkeys(key for table in tables for key in table.key_names)))
+
+    def batches() -> Iterator[pyarrow.RecordBatch]:
+        for table in tables:
+            place = pyarrow.array([inputs.index(name) for name in table.inputs], pyarrow.int32())
+            for batch in table.batches():
+                columns = {name: batch.column(name) for name in batch.schema.names}
+                columns["file"] = pyarrow.compute.take(place, columns["file"])
+                nothing = pyarrow.nulls(batch.num_rows, pyarrow.string())
+                arrays = [columns.get(name, nothing) for name in schema.names]
+                yield pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
+
+    path = document_table_path(output_prefix)
+    aside = Path(f"{path}.tmp-{os.getpid()}")
+    try:
+        write_document_table(aside, batches(), schema, inputs, fingerprint)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from megatron_synE.corpus.annotations import Annotations
 from megatron_synE.corpus.blocks import iter_blocks
+from megatron_synE.corpus.document_table import DocumentRecord, DocumentTable
 from megatron_synE.corpus.indexed import IndexedCorpus, IndexedCorpusWriter
 from megatron_synE.corpus.merge import merge_corpora
 from megatron_synE.corpus.verify import verify_corpus
-from tests.helpers.corpora import random_documents, write_corpus
+from tests.helpers.corpora import random_documents, write_corpus, write_table
 from tools import merge_corpora as tool
 
 DOCUMENT = st.lists(st.lists(st.integers(0, 65_499), max_size=5), min_size=0, max_size=3)
@@ -147,3 +148,38 @@ def test_a_corpus_is_replaced_only_where_that_is_asked_for(tmp_path: Path, capsy
     assert tool.main(arguments) == 1
     assert f"{b}.idx: is there already" in capsys.readouterr().err and IndexedCorpus(b).num_documents == 6
     assert tool.main([*arguments, "--overwrite"]) == 0 and IndexedCorpus(b).num_documents == 10
+
+
+def rows(count: int, file: str, *keys: str) -> list[DocumentRecord]:
+    return [
+        DocumentRecord(f"{file}-{n}", f"{file}{n % 2}.jsonl", n + 1, {key: f"{key}{n}" for key in keys})
+        for n in range(count)
+    ]
+
+
+def test_document_tables_come_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inputs are counted anew; one that both corpora were made of stands once; a key that one did not keep is null."""
+    a, b = (write_corpus(tmp_path / name, [[1, 2, 3]] * count) for name, count in (("a", 5), ("b", 6)))
+    of_a, of_b = rows(5, "x", "url"), [*rows(3, "x", "url", "date"), *rows(3, "y", "url", "date")]
+    write_table(a, of_a)
+    write_table(b, of_b)
+    merged = str(tmp_path / "merged")
+    assert tool.main(["--input", a, b, "--output-prefix", merged]) == 0
+    shown = capsys.readouterr()
+    assert "document table" in shown.out and "date stays empty for 1 of 2 corpora" in shown.err
+    table = DocumentTable(merged, IndexedCorpus(merged))
+    expected = [DocumentRecord(r.id, r.file, r.line, {"url": r.keys["url"], "date": None}) for r in of_a]
+    assert table.rows(range(11)) == [*expected, *of_b]
+    assert table.inputs == ["x0.jsonl", "x1.jsonl", "y0.jsonl", "y1.jsonl"]
+    assert verify_corpus(merged).problems == [] and "document table" in verify_corpus(merged).summary
+
+
+def test_a_table_that_not_all_have_stays_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (write_corpus(tmp_path / name, [[1, 2, 3]] * count) for name, count in (("a", 5), ("b", 6)))
+    write_table(a, rows(5, "x"))
+    assert tool.main(["--input", a, b, "--output-prefix", str(tmp_path / "merged")]) == 0
+    assert f"not carried over: document table: {b} has none" in capsys.readouterr().err
+    write_table(b, rows(6, "x"), fingerprint="0" * 32)
+    assert tool.main(["--input", a, b, "--output-prefix", str(tmp_path / "again")]) == 0
+    assert "b.documents.arrow: belongs to other content" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.documents.arrow.tmp*")) and not (tmp_path / "again.documents.arrow").exists()
