@@ -13,7 +13,7 @@ import numpy.typing as npt
 from megatron_synE.corpus.indexed import IndexedCorpus
 
 BLOCK_TOKENS = 1 << 21
-BLOCK_DOCUMENTS = 1 << 17
+BLOCK_DOCUMENTS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,8 @@ def iter_blocks(
             yield DocumentBlock(first, tokens, lengths[:num_sequences], np.diff(bounds), starts)
             first += count
     corpus.check_unchanged()
+
+
+def without_eod(tokens: npt.NDArray[Any], eod_id: int | None) -> npt.NDArray[Any]:
+    """The tokens [length] of a document without the one that marks its end, if it has one."""
+    return tokens[:-1] if eod_id is not None and len(tokens) and tokens[-1] == eod_id else tokens

@@ -193,7 +193,7 @@ def joined(corpora: Sequence[IndexedCorpus], name: str, merged: Merged) -> Joine
                 raise ValueError(f"{annotations.prefix} has it from another annotator than {found[0].prefix}")
             if info["dtype"] != infos[0]["dtype"]:
                 raise ValueError(f"{annotations.prefix} has it as {info['dtype']}, others as {infos[0]['dtype']}")
-        values = [annotations.get(name) for annotations in found]
+        values: list[npt.NDArray[Any]] = [annotations.get(name) for annotations in found]
     except ValueError as error:
         merged.left_behind.append(f"{name}: {error}")
         return None
