@@ -95,9 +95,10 @@ class Training:
         shut_down()
 
     def _train(self, job: JobConfig, architecture: Any, runtime: Any, watchdog: Watchdog) -> None:
+        from megatron_synE.progress import ProgressLine
         from megatron_synE.training.config_changes import as_json
         from megatron_synE.training.loop import TrainingLoop
-        from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter, ProgressLine
+        from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter
         from megatron_synE.training.setup import build_run
 
         def say(line: str) -> None:
