@@ -201,6 +201,7 @@ def summary(run: Any) -> list[str]:
         f"data  {len(stream.component_names)} components, {stream.num_samples:,} samples of "
         f"{stream.seq_length:,} tokens; {start}, {run.last_step} steps of {tokens_per_step:,} tokens{ramp}",
         f"layers {run.job.model.transformer_impl}{kernels_in_use(run)}",
+        *stream.describe_merges(),
         *describe(run.state.changed_now),
     ]
 

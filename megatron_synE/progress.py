@@ -1,4 +1,4 @@
-"""How far long work is: a live line on a terminal, elsewhere a plain line now and then, so that a log stays readable."""
+"""How far long work is: a live line on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
