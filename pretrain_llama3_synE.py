@@ -104,9 +104,10 @@ class Training:
         shut_down()
 
     def _train(self, job: JobConfig, architecture: Any, runtime: Any, watchdog: Watchdog) -> None:
+        from megatron_synE.progress import ProgressLine
         from megatron_synE.training.config_changes import as_json
         from megatron_synE.training.loop import TrainingLoop
-        from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter, ProgressLine
+        from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter
         from megatron_synE.training.setup import build_run
 
         def say(line: str) -> None:
@@ -209,6 +210,7 @@ def summary(run: Any) -> list[str]:
         f"data  {len(stream.component_names)} components, {stream.num_samples:,} samples of "
         f"{stream.seq_length:,} tokens; {start}, {run.last_step} steps of {tokens_per_step:,} tokens{ramp}",
         f"layers {run.job.model.transformer_impl}{kernels_in_use(run)}",
+        *stream.describe_merges(),
         *describe(run.state.changed_now),
     ]
 

@@ -287,7 +287,7 @@ class IndexedCorpusWriter:
                 file.write(block)
                 idx_hash.update(block)
             _flush_to_disk(file)
-        fingerprint = _combine(self._bin_hash.hexdigest(), idx_hash.hexdigest())
+        fingerprint = combined_fingerprint(self._bin_hash.hexdigest(), idx_hash.hexdigest())
         sidecar = {
             "format_version": SIDECAR_FORMAT_VERSION,
             "fingerprint": fingerprint,
@@ -364,7 +364,7 @@ def content_fingerprint(prefix: str | Path, on_bin_block: Callable[[bytes], None
                 if kind == "bin":
                     on_bin_block(block)
         digests.append(digest.hexdigest())
-    return _combine(*digests)
+    return combined_fingerprint(*digests)
 
 
 def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
@@ -378,7 +378,8 @@ def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _combine(bin_digest: str, idx_digest: str) -> str:
+def combined_fingerprint(bin_digest: str, idx_digest: str) -> str:
+    """The fingerprint of a corpus from the SHA-256 of its two files, in hexadecimal digits."""
     return hashlib.sha256(f"{bin_digest} {idx_digest}".encode()).hexdigest()[:32]
 
 

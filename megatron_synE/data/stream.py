@@ -22,6 +22,7 @@ from megatron_synE.data.plan import Planner, Slot, make_stages, round_shares
 from megatron_synE.data.segments import Segment, Timeline
 from megatron_synE.data.state import Decision, StreamState
 from megatron_synE.data.strategies import TopicShares, make_strategy
+from megatron_synE.data.topics import with_merged_shares
 
 DEFAULT_CACHE_FOLDER = ".index_cache"
 
@@ -76,6 +77,8 @@ class DataStream:
         Raises: ValueError naming file and field for unusable corpora, annotations or states.
         """
         components = open_components(config, cache_builder, keep_indices)
+        merged = {c.source.name: c.source.merged_topics for c in components if c.topic is not None}
+        config = with_merged_shares(config, merged)
         slots = [
             Slot(c.source.name, c.topic, c.source.config.language, c.capacity()) for c in components
         ]
@@ -94,6 +97,20 @@ class DataStream:
                 raise ValueError("data.stages: the plan is not the checkpoint's; tell the samples consumed so far")
             stream._replan(at_sample, {**planner.initial_topic_shares, **timeline.at(at_sample).topic_shares}, "config")
         return stream
+
+    @property
+    def merged_topics(self) -> dict[str, Mapping[str, int]]:
+        """Source with topics → its topics that are read as part of `others` → their documents."""
+        return {c.source.name: c.source.merged_topics for c in self.components if c.topic is not None}
+
+    def describe_merges(self) -> list[str]:
+        """A line for each source with merged topics."""
+        return [
+            f"data.sources.{source}: read as {self.config.sources[source].others!r}: "
+            + ", ".join(f"{topic} ({count:,} documents)" for topic, count in merged.items())
+            for source, merged in self.merged_topics.items()
+            if merged
+        ]
 
     @property
     def num_samples(self) -> int:
@@ -183,7 +200,11 @@ class DataStream:
         segment = self.timeline.at(at_sample)
         if self.decisions and at_sample < self.decisions[-1].at_sample:
             raise ValueError(f"adjustment at sample {at_sample} lies before the one at {self.decisions[-1].at_sample}")
-        shares = {source: topics for source, topics in segment.topic_shares.items()}
+        # A stage may set the share of a topic without documents, which is 0.
+        shares = {
+            source: {topic: share for topic, share in topics.items() if f"{source}/{topic}" in self.component_names}
+            for source, topics in segment.topic_shares.items()
+        }
         measured = by_topic(perplexity, shares)
         # A source that joined since the last measurement has nothing to be compared with yet.
         recorded = self.decisions[-1].perplexity if self.decisions else {}
@@ -304,7 +325,7 @@ def initial_topic_shares(config: DataConfig, components: Sequence[Component]) ->
             by_source.setdefault(component.source.name, {})[component.topic] = component
     shares: dict[str, dict[str, Fraction]] = {}
     for source, topics in by_source.items():
-        wanted = next(iter(topics.values())).source.config.topic_shares
+        wanted = config.sources[source].topic_shares
         if wanted == "uniform":
             shares[source] = {topic: Fraction(1, len(topics)) for topic in topics}
         elif wanted == "natural":
