@@ -18,7 +18,7 @@ COPY csrc csrc
 COPY megatron_synE megatron_synE
 # setup.py's ranges, not constraints.txt: torch and what was built against it stay as NVIDIA made them.
 RUN pip install --no-cache-dir "pybind11>=2.12" \
-    && SYNE_CUDA_ARCHS="${SYNE_CUDA_ARCHS}" pip install --no-cache-dir --no-build-isolation --editable '.[parquet,zstd,plot]'
+    && SYNE_CUDA_ARCHS="${SYNE_CUDA_ARCHS}" pip install --no-cache-dir --no-build-isolation --editable '.[zstd,plot]'
 
 COPY pretrain_llama3_synE.py ./
 COPY tools tools

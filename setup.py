@@ -47,6 +47,7 @@ INSTALL_REQUIRES = [
     "orjson>=3.9",
     "psutil>=5.9",
     "xxhash>=3.4",
+    "pyarrow>=17",  # the document table beside every corpus, and Parquet inputs
     "pybind11>=2.12",
 ]
 EXTRAS = {
@@ -62,7 +63,6 @@ EXTRAS = {
     ],
     "te": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range that megatron-core 0.16 takes
     "plot": ["matplotlib>=3.8"],
-    "parquet": ["pyarrow>=16"],
     "zstd": ["zstandard>=0.22"],
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
     "llama3-tokenizer": ["llama-models>=0.0.63"],

@@ -23,8 +23,10 @@ from typing import TextIO
 from megatron_synE.checkpoint import read_state
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
-from megatron_synE.data import DataStream, ledger, preflight
-from megatron_synE.data.ledger import Entry, documents_read
+from megatron_synE.data import DataStream, ledger
+from megatron_synE.data.ledger import documents_read
+from megatron_synE.data.ledger_table import ledger_table, stage_ranges
+from megatron_synE.training.checks import examine_plan
 from megatron_synE.training.trajectory import Trajectory
 
 
@@ -72,7 +74,7 @@ def open_stream(arguments: argparse.Namespace, job: JobConfig) -> tuple[DataStre
             stream_state = dict(json.loads(Path(arguments.state).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ValueError(f"{arguments.state}: cannot be read as JSON: {error}") from error
-    elif problems := preflight(job.data):
+    elif problems := examine_plan(job).problems:
         raise ValueError("\n".join(problems))
     stream = DataStream.build(job.data, state=stream_state)
     return stream, Trajectory(job.training, stream.num_samples)
@@ -89,25 +91,7 @@ def ranges(arguments: argparse.Namespace, stream: DataStream, trajectory: Trajec
         if not parts:
             raise ValueError(f"--steps: the run has {trajectory.last_step} steps, none of them in {first}:{end}")
         return [(f"steps {first} to {end}", part.start, part.stop) for part in parts]
-    stages = [(f"stage {stage.name}", stage.start, stage.end) for stage in stream.planner.stages]
-    return stages if len(stages) == 1 else [*stages, ("all stages", 0, stream.num_samples)]
-
-
-def table(title: str, entries: Sequence[Entry], first: int, end: int, seq_length: int) -> str:
-    """The ledger of a range as text."""
-    width = max(len("component"), *(len(entry.component) for entry in entries))
-    lines = [f"{title}: {(end - first) * seq_length:,} tokens in samples [{first:,}, {end:,})"]
-    lines.append(
-        f"  {'component':{width}}  {'share':>8}  {'tokens':>17}  {'samples':>13}  {'documents':>12}  "
-        f"{'epochs':>15}  {'repeated':>15}"
-    )
-    for entry in entries:
-        epochs = f"{entry.first_epoch:.2f} → {entry.last_epoch:.2f}"
-        lines.append(
-            f"  {entry.component:{width}}  {entry.share:8.4%}  {entry.tokens:17,}  {entry.samples:13,}  "
-            f"{entry.documents:12,}  {epochs:>15}  {entry.repeated_tokens:15,}"
-        )
-    return "\n".join(lines)
+    return stage_ranges(stream)
 
 
 def write_documents(stream: DataStream, first: int, end: int, file: TextIO) -> None:
@@ -161,7 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
             lines = [asdict(entry) for entry in entries]
             found.append({"title": title, "first_sample": first, "end_sample": end, "ledger": lines})
         else:
-            print(table(title, entries, first, end, stream.seq_length), end="\n\n")
+            print(ledger_table(title, entries, first, end, stream.seq_length), end="\n\n")
         if arguments.documents == "-":
             write_documents(stream, first, end, sys.stdout)
     if arguments.documents not in (None, "-"):

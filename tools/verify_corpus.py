@@ -1,10 +1,12 @@
 """Read corpora from end to end and say what is wrong: index, content against the sidecar's fingerprint, token ids,
-annotations. One line for each corpus that is good; for each that is not, one line per fault, and exit status 1.
+annotations, document table. One line for each corpus that is good; for each that is not, one line per fault, and exit
+status 1.
 """
 
 import argparse
 import sys
 
+from megatron_synE.command_line import run_tool
 from megatron_synE.corpus.verify import verify_corpus
 
 
@@ -14,6 +16,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("prefix", nargs="+", help="corpora, without .bin/.idx")
     parser.add_argument("--vocab-size", type=int, help="of the model (default: what the sidecar says)")
     arguments = parser.parse_args(argv)
+    return run_tool("verify_corpus", lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read every corpus and say what was found; status 1 where one is not good."""
     status = 0
     for prefix in arguments.prefix:
         found = verify_corpus(prefix, arguments.vocab_size)

@@ -41,9 +41,15 @@ class SourceConfig:
     """Split into one component per annotated topic."""
     topic_shares: dict[str, Share] | Literal["natural", "uniform"] = "natural"
     """Initial shares of the topics in this source: `natural`, their part of its tokens (a topic without documents is
-    left out); `uniform`; or given for each topic (sum 1)."""
+    left out); `uniform`, the same for each topic with documents; or given for each topic (sum 1)."""
     unlabelled_topic: str | None = None
     """Topic that takes documents without a label; None refuses them."""
+    min_documents: int = 0
+    """A topic with fewer documents (not empty, held-out ones included) is read as part of the topic `others`; a share
+    given to it goes there too. 0 merges none. What is merged is part of the order: a resume with another merge is
+    refused."""
+    others: str = "others"
+    """Topic that takes those with fewer than `min_documents`: one of the annotation, or a new one."""
     heldout_fraction: float | None = None
     """Part of the documents held out of training; None takes `data.heldout_fraction`."""
 
@@ -221,6 +227,12 @@ class DataConfig:
             found += share_problems(f"{where}.topic_shares", source.topic_shares)
         if not source.topics and (source.topic_shares != "natural" or source.unlabelled_topic is not None):
             found.append(f"{where}.topic_shares, unlabelled_topic: given without `topics: true`; add it")
+        if source.min_documents < 0:
+            found.append(f"{where}.min_documents: {source.min_documents} is negative; use 0 to merge no topics")
+        if source.min_documents and not source.topics:
+            found.append(f"{where}.min_documents: given without `topics: true`; add it")
+        if not 0 < len(source.others) <= MAX_COMPONENT_NAME:
+            found.append(f"{where}.others: a topic's name is 1 to {MAX_COMPONENT_NAME} characters; rename it")
         return found
 
     def _stage_problems(self, stage: StageConfig) -> list[str]:

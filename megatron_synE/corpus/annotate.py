@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_synE.corpus.annotations import DTYPES, AnnotationWriter
+from megatron_synE.corpus.blocks import without_eod
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
 from megatron_synE.corpus.topics import TopicClassifier
@@ -82,7 +83,7 @@ def label_topics(
     """Write the annotation ``topic``: documents are detokenised and classified. Options: those of ``annotate``."""
 
     def classify(documents: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        return classifier.predict([tokenizer.decode(_without_eod(tokens, tokenizer.eod_id)) for tokens in documents])
+        return classifier.predict([tokenizer.decode(without_eod(tokens, tokenizer.eod_id)) for tokens in documents])
 
     extra = {"names": list(classifier.names)}
     return annotate(prefix, "topic", classifier.info(), classify, part_size=part_size, extra=extra, **options)
@@ -111,7 +112,3 @@ def corpus_tokenizer(prefix: str | Path, tokenizer_model: str | None = None) -> 
     if tokenizer.fingerprint != recorded["fingerprint"]:
         raise ValueError(f"{prefix}: was made with another tokenizer than {tokenizer.name}; give --tokenizer-model")
     return tokenizer
-
-
-def _without_eod(tokens: npt.NDArray[Any], eod_id: int | None) -> npt.NDArray[Any]:
-    return tokens[:-1] if eod_id is not None and len(tokens) and tokens[-1] == eod_id else tokens

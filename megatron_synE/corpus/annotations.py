@@ -273,6 +273,13 @@ def write_labels(
     write_annotation(prefix, "topic", numbers, fingerprint, annotator, {"names": list(names)})
 
 
+def annotation_names(prefix: str | Path) -> list[str]:
+    """The annotations that lie beside a corpus, good or not."""
+    stem = Path(prefix)
+    names = [path.name.removeprefix(f"{stem.name}.").removesuffix(".json") for path in stem.parent.glob("*.json")]
+    return sorted(n for n in names if NAME_PATTERN.fullmatch(n) and (stem.parent / f"{stem.name}.{n}.json").is_file())
+
+
 def open_values(path: Path) -> np.memmap[Any, Any]:
     """Map the array of a ``.npy``, read-only. numpy's own reader lets any Python literal be a header.
 

@@ -61,6 +61,9 @@ def corpus_exists(prefix: str | Path) -> bool:
 class IndexedCorpus:
     """A corpus on disk, memory-mapped; opening it reads no more than two megabytes of each file, to know it again.
 
+    Args:
+        updates_sidecar: whether a sidecar that is right is brought up to date; see `metadata`.
+
     Raises:
         ValueError: a file is missing, truncated, or not of this format; the message names the file.
     """
@@ -78,8 +81,8 @@ class IndexedCorpus:
     mapped_files: dict[Path, np.memmap[Any, Any]]
     """The mappings, by file."""
 
-    def __init__(self, prefix: str | Path) -> None:
-        self.prefix = str(prefix)
+    def __init__(self, prefix: str | Path, *, updates_sidecar: bool = True) -> None:
+        self.prefix, self._updates_sidecar = str(prefix), updates_sidecar
         self.bin_path, self.idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
         for path in (self.idx_path, self.bin_path):
             if not path.is_file():
@@ -184,8 +187,9 @@ class IndexedCorpus:
                     )
                 return {"format_version": SIDECAR_FORMAT_VERSION, "fingerprint": fingerprint}
         recorded["files"] = found
-        with contextlib.suppress(OSError):  # a read-only corpus is hashed at each opening, and works
-            write_json_atomically(Path(f"{self.prefix}.json"), recorded)
+        if self._updates_sidecar:
+            with contextlib.suppress(OSError):  # a read-only corpus is hashed at each opening, and works
+                write_json_atomically(Path(f"{self.prefix}.json"), recorded)
         return recorded
 
     def check_unchanged(self) -> None:
@@ -283,7 +287,7 @@ class IndexedCorpusWriter:
                 file.write(block)
                 idx_hash.update(block)
             _flush_to_disk(file)
-        fingerprint = _combine(self._bin_hash.hexdigest(), idx_hash.hexdigest())
+        fingerprint = combined_fingerprint(self._bin_hash.hexdigest(), idx_hash.hexdigest())
         sidecar = {
             "format_version": SIDECAR_FORMAT_VERSION,
             "fingerprint": fingerprint,
@@ -360,7 +364,7 @@ def content_fingerprint(prefix: str | Path, on_bin_block: Callable[[bytes], None
                 if kind == "bin":
                     on_bin_block(block)
         digests.append(digest.hexdigest())
-    return _combine(*digests)
+    return combined_fingerprint(*digests)
 
 
 def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
@@ -374,7 +378,8 @@ def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _combine(bin_digest: str, idx_digest: str) -> str:
+def combined_fingerprint(bin_digest: str, idx_digest: str) -> str:
+    """The fingerprint of a corpus from the SHA-256 of its two files, in hexadecimal digits."""
     return hashlib.sha256(f"{bin_digest} {idx_digest}".encode()).hexdigest()[:32]
 
 

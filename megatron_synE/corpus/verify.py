@@ -1,11 +1,11 @@
-"""Everything of a corpus, read and checked: index, content, token ids, annotations."""
+"""Everything of a corpus, read and checked: index, content, token ids, annotations, document table."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from megatron_synE.corpus.annotations import NAME_PATTERN, Annotations
+from megatron_synE.corpus.annotations import Annotations, annotation_names
+from megatron_synE.corpus.document_table import REMEDY, DocumentTable, document_table_path
 from megatron_synE.corpus.indexed import IndexedCorpus, content_fingerprint
 from megatron_synE.corpus.sidecar import read_sidecar
 
@@ -43,6 +43,8 @@ def verify_corpus(prefix: str, vocab_size: int | None = None) -> Verification:
         return Verification("", [str(error)])
     names, wrong = annotation_problems(corpus)
     problems += wrong
+    if document_table_path(prefix).exists():
+        names, problems = [*names, "document table"], problems + table_problems(corpus)
     summary = f"{corpus.num_documents:,} documents, {corpus.num_tokens:,} tokens"
     if sidecar is None:
         summary += ", no sidecar to compare with"
@@ -131,13 +133,29 @@ def sidecar_problems(corpus: IndexedCorpus, sidecar: dict[str, object] | None, f
 def annotation_problems(corpus: IndexedCorpus) -> tuple[list[str], list[str]]:
     """The names of the annotations that are good, and what is wrong with the others."""
     annotations, good, problems = Annotations(corpus.prefix, corpus), [], []
-    stem = Path(corpus.prefix)
-    for path in sorted(stem.parent.iterdir()):
-        name = path.name.removeprefix(f"{stem.name}.").removesuffix(".json")
-        if path.name == f"{stem.name}.{name}.json" and NAME_PATTERN.fullmatch(name):
-            try:
-                annotations.get(name)
-                good.append(name)
-            except ValueError as error:
-                problems.append(str(error))
+    for name in annotation_names(corpus.prefix):
+        try:
+            annotations.get(name)
+            good.append(name)
+        except ValueError as error:
+            problems.append(str(error))
     return good, problems
+
+
+def table_problems(corpus: IndexedCorpus) -> list[str]:
+    """What is wrong with the document table: of other content, damaged, or with a place in no input."""
+    try:
+        table, first = DocumentTable(corpus.prefix, corpus), 0
+        for batch in table.batches():
+            files, lines = (batch.column(name).to_numpy() for name in ("file", "line"))
+            bad = (files < 0) | (files >= len(table.inputs)) | (lines < 1)
+            if bad.any():
+                at = int(np.argmax(bad))
+                return [
+                    f"{table.path}: document {first + at} is said to be line {lines[at]} of input {files[at]}, "
+                    f"of {len(table.inputs)}; {REMEDY}"
+                ]
+            first += batch.num_rows
+    except ValueError as error:
+        return [str(error)]
+    return []

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from megatron_synE.config.data import Order, SourceConfig
-from megatron_synE.corpus.annotations import NO_LABEL, Annotations, values_checksum
+from megatron_synE.corpus.annotations import Annotations, values_checksum
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data import native
 from megatron_synE.data.cache import Arrays, IndexCache, digest
 from megatron_synE.data.curriculum import arrange, has_score, sort_keys
+from megatron_synE.data.topics import Topics, read_topics
 
 EPOCHS_KEPT = 64
 HASH_PIECE_TOKENS = 1 << 21
@@ -84,7 +85,7 @@ class Source:
     def __init__(self, name: str, config: SourceConfig, heldout_fraction: float, cache: IndexCache) -> None:
         self.name, self.config, self.cache = name, config, cache
         self.heldout_fraction = heldout_fraction
-        self.corpus = IndexedCorpus(config.prefix)
+        self.corpus = IndexedCorpus(config.prefix, updates_sidecar=cache.keep)
         if self.corpus.dtype not in (np.uint16, np.int32):
             raise ValueError(f"{self.corpus.idx_path}: tokens are {self.corpus.dtype}; write them as uint16 or int32")
         for path, mapped in self.corpus.mapped_files.items():
@@ -98,18 +99,24 @@ class Source:
         return Annotations(self.config.prefix, self.corpus)
 
     @functools.cached_property
-    def topic_names(self) -> list[str]:
-        """Labels of the topic annotation."""
-        return list(self.annotations.topic_names)
+    def _topics(self) -> Topics:
+        labels, names = self._read_annotation("topic"), self.annotations.topic_names
+        return read_topics(labels, names, self._is_readable(), self.config)
 
-    @functools.cached_property
+    @property
+    def topic_names(self) -> tuple[str, ...]:
+        """Labels of the topic annotation, and the topic that rare ones are merged into."""
+        return self._topics.names
+
+    @property
     def topics(self) -> np.ndarray:
-        """int16[D] topic of each document, unlabelled ones put where the config says."""
-        topics = self._read_annotation("topic")
-        if self.config.unlabelled_topic is not None:
-            fallback = self._number_of(self.config.unlabelled_topic)
-            topics = np.where(topics == NO_LABEL, np.int16(fallback), topics)
-        return topics
+        """int16[D] topic of each document, unlabelled and rare ones put where the config says."""
+        return self._topics.numbers
+
+    @property
+    def merged_topics(self) -> Mapping[str, int]:
+        """Topics that are read as part of `config.others` → their documents."""
+        return self._topics.merged
 
     def _number_of(self, topic: str) -> int:
         if topic not in self.topic_names:
@@ -123,8 +130,9 @@ class Source:
 
     @functools.cached_property
     def topics_digest(self) -> str:
-        """Identifies the content of the topic annotation."""
-        return digest([self.topic_names, digest_array(self.topics)])
+        """Identifies which documents are read as which topic."""
+        num_names = max(len(self.annotations.topic_names), int(self.topics.max(initial=0)) + 1)
+        return digest([list(self.topic_names[:num_names]), digest_array(self.topics)])
 
     @functools.cached_property
     def perplexity_digest(self) -> str:
@@ -145,16 +153,20 @@ class Source:
 
     def is_heldout(self) -> np.ndarray:
         """bool[D]: whose hash is below the fraction of 2^64."""
-        return self.hashes() < np.uint64(int(self.heldout_fraction * 2**64))
+        return self.hashes() < np.uint64(threshold_of(self.heldout_fraction))
 
-    def documents(self, topic: str | None, heldout: bool) -> np.ndarray:
-        """int32[N] numbers of the documents that are not empty, of one topic, in one part of the split."""
-        chosen = self.is_heldout() == heldout
-        chosen &= self.corpus.document_lengths() > 0
-        if len(self.foreign_heldout) and not heldout:
+    def _is_readable(self) -> np.ndarray:
+        """bool[D]: whether a document is trained on or held out, as far as this source alone says it."""
+        chosen = np.asarray(self.corpus.document_lengths() > 0)
+        return chosen & has_score(self.perplexity) if self.config.unscored == "drop" else chosen
+
+    def documents(self, topic: str | None, heldout: bool | None) -> np.ndarray:
+        """int32[N] numbers of the documents that are not empty, of one topic, in one part of the split, or both."""
+        chosen = self._is_readable()
+        if heldout is not None:
+            chosen &= self.is_heldout() == heldout
+        if heldout is False and len(self.foreign_heldout):
             chosen &= ~np.isin(self.hashes(), self.foreign_heldout)
-        if self.config.unscored == "drop":
-            chosen &= has_score(self.perplexity)
         if topic is not None:
             chosen &= self.topics == self._number_of(topic)
         return np.flatnonzero(chosen).astype(np.int32)
@@ -200,6 +212,11 @@ class Source:
                     f"{self.config.prefix}.{name}.npy: changed while it was being read; restore what was opened, or "
                     "name a copy of the corpus under another prefix, with the new annotation, as a further source"
                 )
+
+
+def threshold_of(fraction: float) -> int:
+    """Content hashes below this are held out. A float times 2^64 is exact."""
+    return int(fraction * 2**64)
 
 
 def exclude_foreign_heldout(sources: Sequence[Source]) -> None:

@@ -6,12 +6,13 @@ a corpus: appending documents moves none from one side to the other, and copies 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from megatron_synE.data.batches import Batch, assemble, check_tokens
-from megatron_synE.data.components import DocumentRun
+from megatron_synE.data.components import DocumentRun, threshold_of
 
 PADDING_TOKEN = 0
 
@@ -68,3 +69,17 @@ class HeldoutSet:
 
     def _place_of(self, index: int, place: int) -> tuple[str, int]:
         return self.documents.corpus.prefix, self.documents.document_at(index * self.seq_length + place)
+
+
+def smallest_heldout_fraction(hashes: np.ndarray) -> float | None:
+    """The smallest fraction that holds out one of the documents with these content hashes, uint64[N]; None without any.
+
+    Exact: the float64 below it holds out none.
+    """
+    if not len(hashes):
+        return None
+    threshold = int(hashes.min()) + 1
+    fraction = threshold / 2**64
+    if threshold_of(fraction) < threshold:  # the division was rounded down
+        fraction = math.nextafter(fraction, 1.0)
+    return fraction if fraction < 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 import numpy as np
@@ -10,45 +11,89 @@ import numpy as np
 from megatron_synE.config.data import DataConfig, Share, SourceConfig, exact
 from megatron_synE.corpus.annotations import NO_LABEL
 from megatron_synE.data.cache import IndexCache
-from megatron_synE.data.components import Component, Source, exclude_foreign_heldout
+from megatron_synE.data.components import Component, Source, exclude_foreign_heldout, threshold_of
 from megatron_synE.data.curriculum import has_score
+from megatron_synE.data.heldout import smallest_heldout_fraction
 from megatron_synE.data.strategies.topic_perplexity import bounded
 from megatron_synE.data.stream import DataStream, cache_folder
+from megatron_synE.data.topics import with_merged_shares
 
 SHOWN = 5
+MAX_UNUSED_ROWS = 1024
+"""Models may have rows that their tokenizer never names; more than this many means another tokenizer."""
 
 
-def preflight(config: DataConfig, state: Mapping[str, Any] | None = None) -> list[str]:
+def preflight(
+    config: DataConfig, state: Mapping[str, Any] | None = None, *, vocab_size: int | None = None
+) -> list[str]:
+    """The problems that `examine` finds."""
+    return examine(config, state, vocab_size=vocab_size)[0]
+
+
+def examine(
+    config: DataConfig,
+    state: Mapping[str, Any] | None = None,
+    *,
+    vocab_size: int | None = None,
+    keep_indices: bool = True,
+) -> tuple[list[str], DataStream | None]:
     """Problems of the corpora and annotations, as `file or field: what is wrong; fix`. Call it after `problems()`.
 
     Builds missing indices, so that the run does not have to. Opens every file, even where an earlier one is bad.
-    `state` is the stream's state of the checkpoint that the run continues.
+
+    Args:
+        state: the stream's state of the checkpoint that the run continues.
+        vocab_size: of the model, to compare the corpora's tokenizers with; None where it is not known.
+        keep_indices: whether indices that had to be built are written to the cache.
+    Returns: the problems, and the stream, where it could be planned.
     """
     found: list[str] = []
     sources = []
     for name, source_config in sorted(config.sources.items()):
         try:
-            cache = IndexCache(cache_folder(config, source_config))
-            sources.append(Source(name, source_config, config.heldout_fraction_of(name), cache))
+            cache = IndexCache(cache_folder(config, source_config), keep=keep_indices)
+            source = Source(name, source_config, config.heldout_fraction_of(name), cache)
+            source.corpus.metadata  # noqa: B018 - reads the sidecar, and hashes the corpus where that is of another
+            sources.append(source)
             found += source_problems(config, sources[-1])
         except ValueError as error:
             found.append(f"data.sources.{name}: {error}")
+    unusable = bool(found)
+    if vocab_size is not None:
+        found += vocabulary_problems(sources, vocab_size)
+    if unusable:
+        return found, None
     try:
-        if not found:
-            found = component_problems(config, sources)
-        if not found:
-            stream = DataStream.build(config, state=state)
-            found = plan_problems(stream, (state or {}).get("sample") or 0)
-        return found
+        if problems := component_problems(config, sources):
+            return found + problems, None
+        stream = DataStream.build(config, state=state, vocab_size=vocab_size, keep_indices=keep_indices)
+        return found + plan_problems(stream, (state or {}).get("sample") or 0), stream
     except ValueError as error:
-        return [str(error)]
+        return [*found, str(error)], None
+
+
+def vocabulary_problems(sources: Sequence[Source], vocab_size: int) -> list[str]:
+    """Corpora that were tokenised with another vocabulary than the model's, as far as their sidecars tell."""
+    found = []
+    for source in sources:
+        tokenizer = source.corpus.tokenizer or {}
+        size = tokenizer.get("vocab_size")
+        if size is not None and not size <= vocab_size < size + MAX_UNUSED_ROWS:
+            found.append(
+                f"data.sources.{source.name}.prefix: {source.config.prefix} was tokenised with a vocabulary of {size} "
+                f"({tokenizer.get('name')}), the model has {vocab_size}; tokenise it with the model's tokenizer, "
+                "or choose the model that fits"
+            )
+    return found
 
 
 def component_problems(config: DataConfig, sources: Sequence[Source]) -> list[str]:
     """Components that are too short, and topic shares that do not fit the topics that have documents."""
     exclude_foreign_heldout(sources)
+    config = with_merged_shares(config, {s.name: s.merged_topics for s in sources if s.config.topics})
     components = {source.name: source_components(config, source) for source in sources}
     found = [problem for own in components.values() for problem in length_problems(config, own)]
+    found += [problem for own in components.values() for problem in measuring_problems(config, own)]
     return found + share_problems(config, components)
 
 
@@ -89,22 +134,18 @@ def perplexity_problems(source: Source) -> list[str]:
 
 
 def topic_problems(source: Source) -> list[str]:
-    """Documents without a label, and a topic for them that the annotation does not name."""
-    prefix, config, names = source.config.prefix, source.config, source.topic_names
-    where, found = f"data.sources.{source.name}", []
-    if config.unlabelled_topic is not None and config.unlabelled_topic not in names:
-        return unknown_topics(f"{where}.unlabelled_topic", {config.unlabelled_topic: 1}, names)
+    """Documents without a label."""
     unlabelled = source.topics == NO_LABEL
-    if unlabelled.any():
-        found.append(
-            f"{prefix}: annotation topic: {unlabelled.sum()} documents have none ({listed(unlabelled)}); label them, "
-            f"or set {where}.unlabelled_topic"
-        )
-    return found
+    if not unlabelled.any():
+        return []
+    return [
+        f"{source.config.prefix}: annotation topic: {unlabelled.sum()} documents have none ({listed(unlabelled)}); "
+        f"label them, or set data.sources.{source.name}.unlabelled_topic"
+    ]
 
 
 def length_problems(config: DataConfig, components: Sequence[Component]) -> list[str]:
-    """Components that hold documents but not one sample, and topics that should be measured and cannot."""
+    """Components that hold documents but not one sample."""
     found = []
     for component in components:
         source, tokens = component.source, component.num_tokens
@@ -112,16 +153,51 @@ def length_problems(config: DataConfig, components: Sequence[Component]) -> list
         if tokens <= config.seq_length and (tokens or component.topic is None):
             found.append(
                 f"{what}: {tokens} tokens to train on, less than one sample of {config.seq_length} + 1; add documents"
-                + (", merge the topic into another," if component.topic else "")
+                + (f", merge small topics (data.sources.{source.name}.min_documents)" if component.topic else "")
                 + " or lower data.seq_length"
             )
-        measured = tokens > 0 and component.topic and config.adjustment.strategy == "topic_perplexity"
-        if measured and component.heldout().num_tokens < 2:
-            found.append(
-                f"{what}: no held-out document beside {component.num_documents} to measure its perplexity on; raise "
-                f"data.sources.{source.name}.heldout_fraction"
-            )
     return found
+
+
+def measuring_problems(config: DataConfig, components: Sequence[Component]) -> list[str]:
+    """Topics that live adjustment would have to measure and cannot: no document of two tokens is held out."""
+    if config.adjustment.strategy != "topic_perplexity" or components[0].topic is None:
+        return []
+    read = [component for component in components if component.num_tokens]
+    missing = [component for component in read if np.diff(component.heldout().ends).max(initial=0) < 2]
+    if not missing:
+        return []
+    source, shown = components[0].source, ", ".join(f"{c.topic} ({c.num_documents})" for c in missing[:SHOWN])
+    merge = f"merge small topics into a larger one (data.sources.{source.name}.min_documents, others)"
+    enough = measuring_fraction(missing, read)
+    fix = f"set data.sources.{source.name}.heldout_fraction to {enough} (the smallest that works), or {merge}"
+    return [
+        f"{source.config.prefix}: topics without a held-out document to measure their perplexity on (documents that "
+        f"train): {shown}{' …' if len(missing) > SHOWN else ''}; "
+        + (fix if enough else f"no held-out fraction leaves a sample of each topic to train on: {merge}")
+    ]
+
+
+def measuring_fraction(missing: Sequence[Component], read: Sequence[Component]) -> str | None:
+    """The smallest held-out fraction that lets each of the `missing` topics be measured and each of `read` be trained
+    on, rounded up to as few digits as still do that (three at least); None where there is none."""
+    source = read[0].source
+    lengths, hashes = source.corpus.document_lengths(), source.hashes()
+    needed = 0.0
+    for component in missing:
+        documents = source.documents(component.topic, heldout=None)
+        fraction = smallest_heldout_fraction(hashes[documents[lengths[documents] >= 2]])
+        if fraction is None:
+            return None
+        needed = max(needed, fraction)
+    for digits in range(3, 18):
+        written = f"{Context(prec=digits, rounding=ROUND_CEILING).create_decimal_from_float(needed):f}"
+        threshold = threshold_of(float(written))
+        training = [component.epoch(0).order for component in read]
+        tokens = [int(lengths[order][hashes[order] >= np.uint64(threshold)].sum()) for order in training]
+        if float(written) < 1 and min(tokens) > read[0].seq_length:
+            return written
+    return None
 
 
 def share_problems(config: DataConfig, components: Mapping[str, Sequence[Component]]) -> list[str]:
@@ -141,13 +217,8 @@ def share_problems(config: DataConfig, components: Mapping[str, Sequence[Compone
 
 def initial_share_problems(where: str, source: SourceConfig, components: Sequence[Component]) -> list[str]:
     """Shares given to topics without documents, and documents of topics without a share."""
-    if source.topic_shares == "natural":
-        return []
-    if source.topic_shares == "uniform":
-        empty = [component.topic for component in components if not component.num_tokens]
-        if not empty:
-            return []
-        return [f"{where}: uniform, but {source.prefix} has no document of {', '.join(map(str, empty))}; give shares"]
+    if not isinstance(source.topic_shares, dict):
+        return []  # natural and uniform count the topics that have documents
     return given_share_problems(where, source.topic_shares, components)
 
 

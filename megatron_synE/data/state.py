@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -103,25 +103,9 @@ class StreamState:
             wrong.append(f"data.seq_length: {seq_length}, but the checkpoint counted in samples of {self.seq_length}")
         if self.seed != seed:
             wrong.append(f"data.seed: {seed}, but the checkpoint shuffled with {self.seed}")
-        known = {component.name: component for component in components}
-        for number, recorded in enumerate(self.components):
-            name = recorded["name"]
-            if name not in known:
-                if any(segment.numerators[number] for segment in self.segments):
-                    wrong.append(f"data.sources: {name!r} of the checkpoint is gone; keep it, with weight 0 if need be")
-            elif known[name].identity != recorded["identity"]:
-                source = known[name].source
-                wrong.append(
-                    f"data.sources.{source.name}: the corpus {source.config.prefix}, its topics or its held-out "
-                    "fraction changed since the checkpoint; restore them, or name the new corpus as a further source"
-                )
-            elif "order" in recorded and known[name].source.perplexity_order_digest != recorded["order"]:
-                source = known[name].source
-                wrong.append(
-                    f"data.sources.{source.name}: since the checkpoint, which read documents by perplexity, "
-                    f"{source.config.prefix}.perplexity.npy was annotated anew or `unscored` changed; restore them, or "
-                    "name a copy of the corpus under another prefix, with the new perplexities, as a further source"
-                )
+        used = [any(segment.numerators[number] for segment in self.segments) for number in range(len(self.components))]
+        for recorded, was_read in zip(self.components, used, strict=True):
+            wrong += misfit(recorded, was_read, components)
         if wrong:
             lines = dict.fromkeys(f"  {line}" for line in wrong)  # a source's topics share theirs
             raise ValueError("\n".join(["the checkpoint's data stream does not fit:", *lines]))
@@ -146,6 +130,32 @@ class StreamState:
                 )
             )
         return found
+
+
+def misfit(recorded: Mapping[str, Any], was_read: bool, components: Sequence[Component]) -> list[str]:
+    """In which a component of a checkpoint is not what it was, if in anything.
+
+    Args: recorded: what the state says of it. was_read: whether a segment gives it a share.
+    """
+    name, source_name = recorded["name"], recorded["name"].partition("/")[0]
+    component = next((component for component in components if component.name == name), None)
+    source = next((component.source for component in components if component.source.name == source_name), None)
+    if source is None:
+        gone = f"data.sources: {name!r} of the checkpoint is gone; keep it, with weight 0 if need be"
+        return [gone] if was_read else []
+    where, prefix = f"data.sources.{source_name}", source.config.prefix
+    if was_read if component is None else component.identity != recorded["identity"]:
+        return [
+            f"{where}: the corpus {prefix}, its topics, their merge (min_documents, others, unlabelled_topic) or its "
+            "held-out fraction changed since the checkpoint; restore them, or name the new corpus as a further source"
+        ]
+    if component is not None and "order" in recorded and source.perplexity_order_digest != recorded["order"]:
+        return [
+            f"{where}: since the checkpoint, which read documents by perplexity, {prefix}.perplexity.npy was annotated "
+            "anew or `unscored` changed; restore them, or name a copy of the corpus under another prefix, with the new "
+            "perplexities, as a further source"
+        ]
+    return []
 
 
 def component_from_json(fields: JsonFields) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from megatron_synE.data.plan import Planner, Slot, make_stages, round_shares
 from megatron_synE.data.segments import Segment, Timeline
 from megatron_synE.data.state import Decision, StreamState
 from megatron_synE.data.strategies import TopicShares, make_strategy
+from megatron_synE.data.topics import with_merged_shares
 
 DEFAULT_CACHE_FOLDER = ".index_cache"
 
@@ -61,6 +62,7 @@ class DataStream:
         cache_builder: bool = True,
         at_sample: int | None = None,
         vocab_size: int | None = None,
+        keep_indices: bool = True,
     ) -> DataStream:
         """Open the corpora, build missing indices and plan the run.
 
@@ -71,9 +73,12 @@ class DataStream:
             at_sample: samples consumed so far; needed only where the plan differs and the state does not say it.
             vocab_size: size of the model's vocabulary, without padding; a batch with another token is refused. None:
                 not checked.
+            keep_indices: whether indices that had to be built are written to the cache.
         Raises: ValueError naming file and field for unusable corpora, annotations or states.
         """
-        components = open_components(config, cache_builder)
+        components = open_components(config, cache_builder, keep_indices)
+        merged = {c.source.name: c.source.merged_topics for c in components if c.topic is not None}
+        config = with_merged_shares(config, merged)
         slots = [
             Slot(c.source.name, c.topic, c.source.config.language, c.capacity()) for c in components
         ]
@@ -92,6 +97,20 @@ class DataStream:
                 raise ValueError("data.stages: the plan is not the checkpoint's; tell the samples consumed so far")
             stream._replan(at_sample, {**planner.initial_topic_shares, **timeline.at(at_sample).topic_shares}, "config")
         return stream
+
+    @property
+    def merged_topics(self) -> dict[str, Mapping[str, int]]:
+        """Source with topics → its topics that are read as part of `others` → their documents."""
+        return {c.source.name: c.source.merged_topics for c in self.components if c.topic is not None}
+
+    def describe_merges(self) -> list[str]:
+        """A line for each source with merged topics."""
+        return [
+            f"data.sources.{source}: read as {self.config.sources[source].others!r}: "
+            + ", ".join(f"{topic} ({count:,} documents)" for topic, count in merged.items())
+            for source, merged in self.merged_topics.items()
+            if merged
+        ]
 
     @property
     def num_samples(self) -> int:
@@ -181,7 +200,11 @@ class DataStream:
         segment = self.timeline.at(at_sample)
         if self.decisions and at_sample < self.decisions[-1].at_sample:
             raise ValueError(f"adjustment at sample {at_sample} lies before the one at {self.decisions[-1].at_sample}")
-        shares = {source: topics for source, topics in segment.topic_shares.items()}
+        # A stage may set the share of a topic without documents, which is 0.
+        shares = {
+            source: {topic: share for topic, share in topics.items() if f"{source}/{topic}" in self.component_names}
+            for source, topics in segment.topic_shares.items()
+        }
         measured = by_topic(perplexity, shares)
         # A source that joined since the last measurement has nothing to be compared with yet.
         recorded = self.decisions[-1].perplexity if self.decisions else {}
@@ -256,7 +279,7 @@ class DataStream:
         )
 
 
-def open_components(config: DataConfig, cache_builder: bool = True) -> list[Component]:
+def open_components(config: DataConfig, cache_builder: bool = True, keep_indices: bool = True) -> list[Component]:
     """The components of a config: a source in one piece, or each of its topics that has documents.
 
     In the order of the sources' names: equal claims on a sample go to the first, so the order in a file must not count.
@@ -265,7 +288,7 @@ def open_components(config: DataConfig, cache_builder: bool = True) -> list[Comp
     if config.stages:
         first_orders |= config.stages[0].orders
     components = []
-    for source in open_sources(config, cache_builder):
+    for source in open_sources(config, cache_builder, keep_indices):
         for topic in source.topic_names if source.config.topics else [None]:
             component = Component(source, topic, first_orders[source.name], config.seq_length, config.seed)
             if component.num_tokens:
@@ -275,13 +298,13 @@ def open_components(config: DataConfig, cache_builder: bool = True) -> list[Comp
     return components
 
 
-def open_sources(config: DataConfig, cache_builder: bool = True) -> list[Source]:
+def open_sources(config: DataConfig, cache_builder: bool = True, keep_indices: bool = True) -> list[Source]:
     """The sources in the order of their names."""
     caches: dict[Path, IndexCache] = {}
     sources = []
     for name, source_config in sorted(config.sources.items()):
         folder = cache_folder(config, source_config)
-        cache = caches.setdefault(folder, IndexCache(folder, cache_builder))
+        cache = caches.setdefault(folder, IndexCache(folder, cache_builder, keep=keep_indices))
         sources.append(Source(name, source_config, config.heldout_fraction_of(name), cache))
     exclude_foreign_heldout(sources)
     return sources
@@ -302,7 +325,7 @@ def initial_topic_shares(config: DataConfig, components: Sequence[Component]) ->
             by_source.setdefault(component.source.name, {})[component.topic] = component
     shares: dict[str, dict[str, Fraction]] = {}
     for source, topics in by_source.items():
-        wanted = next(iter(topics.values())).source.config.topic_shares
+        wanted = config.sources[source].topic_shares
         if wanted == "uniform":
             shares[source] = {topic: Fraction(1, len(topics)) for topic in topics}
         elif wanted == "natural":

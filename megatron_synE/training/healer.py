@@ -10,8 +10,9 @@ import torch
 
 from megatron_synE.checkpoint import DamagedCheckpoint
 from megatron_synE.data.ledger import documents_of
+from megatron_synE.progress import ProgressLine
 from megatron_synE.training.healing import Action, Incident
-from megatron_synE.training.metrics import MetricsWriter, ProgressLine
+from megatron_synE.training.metrics import MetricsWriter
 from megatron_synE.training.run import TrainingRun, candidates_of_all_ranks
 from megatron_synE.training.step import StepResult
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from megatron_synE.checkpoint import AsyncCheckpointer, collect_rng_state, save_checkpoint
+from megatron_synE.progress import ProgressLine
 from megatron_synE.runtime import peak_memory_bytes
 from megatron_synE.runtime.watchdog import Watchdog
 from megatron_synE.training.evaluate import EvaluationResult, evaluate
 from megatron_synE.training.faults import StepDropped, StopSignal
 from megatron_synE.training.healer import Healer
-from megatron_synE.training.metrics import MetricsWriter, ProgressLine
+from megatron_synE.training.metrics import MetricsWriter
 from megatron_synE.training.microbatches import MicroBatch, host_microbatch, sample_numbers_of_rank
 from megatron_synE.training.prefetch import Prefetcher
 from megatron_synE.training.run import TrainingRun

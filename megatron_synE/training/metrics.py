@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a progress line, metrics.jsonl and TensorBoard. Only the main process writes."""
+"""Where a run's numbers go: metrics.jsonl and TensorBoard. Only the main process writes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import contextlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
 METRICS_FILE = "metrics.jsonl"
-QUIET_INTERVAL_SECONDS = 15.0
-
-
 
 Keeps = Callable[[dict[str, Any]], bool]
 """Whether a record that is there stands for what the run has done."""
@@ -91,52 +87,6 @@ class MetricsWriter:
             raise OSError(
                 f"logging.directory: {self._directory} cannot be written ({error}); make room or choose another folder"
             ) from error
-
-
-class ProgressLine:
-    """A live line on a terminal; elsewhere one plain line now and then, so that a log file stays readable."""
-
-    def __init__(self, *, first_step: int, last_step: int, show: bool) -> None:
-        self._show = show
-        self.last_step = last_step
-        self._last_print = -math.inf
-        self._progress: Any = None
-        if show and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-            from rich.table import Column
-
-            # On a narrow terminal the text is cut at its end; count and remaining time stay whole.
-            self._progress = Progress(
-                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(last_step)) + 1)),
-                BarColumn(bar_width=10),
-                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
-                TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-                console=Console(file=sys.stderr),
-                expand=True,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task("", total=last_step, completed=first_step)
-
-    def step(self, step: int, text: str) -> None:
-        """Show the state after `step` steps."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, total=self.last_step, description=text)
-        elif self._show and (time.monotonic() - self._last_print > QUIET_INTERVAL_SECONDS or step == self.last_step):
-            self._last_print = time.monotonic()
-            print(f"step {step}/{self.last_step}  {text}", flush=True)
-
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False)
-        elif self._show:
-            print(text, flush=True)
-
-    def close(self) -> None:
-        """Give the terminal back."""
-        if self._progress is not None:
-            self._progress.stop()
 
 
 def _keep_only(path: Path, keeps: Keeps) -> int:

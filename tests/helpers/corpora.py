@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 
 from megatron_synE.corpus.annotations import write_annotation, write_labels
-from megatron_synE.corpus.indexed import IndexedCorpusWriter
+from megatron_synE.corpus.document_table import DocumentRecord, document_table_path, table_schema, write_document_table
+from megatron_synE.corpus.indexed import IndexedCorpus, IndexedCorpusWriter
 
 ANNOTATOR = {"name": "test"}
 
@@ -40,3 +42,16 @@ def write_corpus(
     if perplexity is not None:
         write_annotation(prefix, "perplexity", np.array(perplexity, np.float32), fingerprint, ANNOTATOR)
     return str(prefix)
+
+
+def write_table(prefix: str, rows: Sequence[DocumentRecord], fingerprint: str | None = None) -> None:
+    """The document table of a corpus; all rows have the same keys."""
+    keys, inputs = list(rows[0].keys), list(dict.fromkeys(row.file for row in rows))
+    columns: list[list[Any]] = [[r.id for r in rows], [inputs.index(r.file) for r in rows], [r.line for r in rows]]
+    columns += [[row.keys[key] for row in rows] for key in keys]
+    schema = table_schema(keys)
+    arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    batch = pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
+    write_document_table(
+        document_table_path(prefix), [batch], schema, inputs, fingerprint or IndexedCorpus(prefix).fingerprint
+    )

@@ -15,17 +15,20 @@ EXTENSIONS = {"_index", "_kernels_cpu", "_kernels_cuda"}
 # Part of the package → what of ours it may import. A name with a dot allows that module only.
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
+    "command_line": set(),
+    "progress": set(),
     "kernels": {"_kernels_cpu", "_kernels_cuda"},
     "runtime": {"config"},
     "corpus": {"config"},
-    "data": {"config", "_index", "corpus.indexed", "corpus.annotations"},
+    "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations"},
     "model": {"config", "kernels"},
     "checkpoint": {"config"},
-    "training": {"config", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
+    "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }
 # Part of the package → libraries it must not import.
 FORBIDDEN_LIBRARIES: dict[str, set[str]] = {
     "config": {"torch", "numpy", "megatron", "transformers"},
+    "progress": {"torch", "numpy", "megatron", "transformers"},
     "data": {"torch", "megatron", "transformers"},
     "kernels": {"megatron", "transformers"},
     "corpus": {"megatron"},

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from megatron_synE.corpus.annotate import corpus_tokenizer
 from megatron_synE.corpus.annotations import Annotations
+from megatron_synE.corpus.document_table import DocumentRecord
 from megatron_synE.corpus.indexed import HEADER, IndexedCorpus, IndexedCorpusWriter
 from megatron_synE.corpus.verify import verify_corpus
-from tests.helpers.corpora import random_documents, write_corpus
+from tests.helpers.corpora import random_documents, write_corpus, write_table
 from tools import verify_corpus as tool
 
 VOCAB_SIZE = 300
@@ -40,7 +41,13 @@ def make(prefix: Path, token: int = 299, dtype: type = np.uint16) -> str:
     sidecar = json.loads(Path(f"{prefix}.json").read_text())
     tokenizer = {"type": "HuggingFaceTokenizer", "name": "t", "fingerprint": "f", "vocab_size": VOCAB_SIZE, "eod_id": 0}
     Path(f"{prefix}.json").write_text(json.dumps({**sidecar, "tokenizer": tokenizer}))
+    place_documents(str(prefix))
     return str(prefix)
+
+
+def place_documents(prefix: str, line: int = 1, **fingerprint: str) -> None:
+    rows = [DocumentRecord(None, "web.jsonl", line + number, {}) for number in range(NUM_DOCUMENTS)]
+    write_table(prefix, rows, **fingerprint)
 
 
 def edit(path: str, place: int, content: bytes, keep_time: bool = True) -> None:
@@ -52,6 +59,11 @@ def edit(path: str, place: int, content: bytes, keep_time: bool = True) -> None:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def flip_line(path: str, line: int) -> None:
+    """In the column that holds the number of the line."""
+    edit(path, Path(path).read_bytes().index(line.to_bytes(8, "little") + (line + 1).to_bytes(8, "little")), b"\x63")
+
+
 def edit_json(path: str, **fields: object) -> None:
     Path(path).write_text(json.dumps({**json.loads(Path(path).read_text()), **fields}))
 
@@ -61,7 +73,8 @@ def test_good_corpora_have_one_line_each(prefix: str, tmp_path: Path, capsys: py
     os.unlink(f"{bare}.json")
     assert tool.main([prefix, bare]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{prefix}: good: 40 documents, ") and first.endswith("tokens, perplexity, topic")
+    assert first.startswith(f"{prefix}: good: 40 documents, ")
+    assert first.endswith("tokens, perplexity, topic, document table")
     assert second == f"{bare}: good: 1 documents, 3 tokens, no sidecar to compare with"
 
 
@@ -78,6 +91,10 @@ FAULTS: dict[str, tuple[Callable[[str], object], str]] = {
     "a score": (lambda p: edit(f"{p}.perplexity.npy", 140, b"\0\0\0\0"), r"\.npy: perplexity of document 3 is"),
     "a likely score": (lambda p: edit(f"{p}.perplexity.npy", 140, b"\0\0\0A"), r"perplexity\.npy: damaged"),
     "a topic": (lambda p: edit(f"{p}.topic.npy", 130, b"\x07"), r"topic\.npy: topic of document 1 is 7"),
+    "a foreign table": (lambda p: place_documents(p, fingerprint="0" * 32), r"documents\.arrow: belongs to other"),
+    "a flipped line": (lambda p: flip_line(f"{p}.documents.arrow", 39), r"arrow: damaged from document 0 on"),
+    "an impossible line": (lambda p: place_documents(p, line=0), r"document 0 is said to be line 0 of input 0, of 1"),
+    "a torn table": (lambda p: os.truncate(f"{p}.documents.arrow", 900), r"arrow: not a readable document table"),
     "a foreign label": (lambda p: edit_json(f"{p}.topic.json", fingerprint="0"), r"topic\.json: fingerprint is 0, but"),
 }
 

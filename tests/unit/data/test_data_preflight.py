@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SchedulePoint, SourceConfig, StageConfig
 from megatron_synE.data import preflight
+from megatron_synE.data.components import threshold_of
+from megatron_synE.data.heldout import smallest_heldout_fraction
 from tests.helpers.corpora import random_documents, write_corpus
 
 NAMES = ("law", "history", "empty")
@@ -91,8 +95,7 @@ def test_a_topic_without_documents(prefix: str) -> None:
     shares = {"law": 0.5, "history": 0.4, "empty": 0.1}
     (line,) = preflight(one_source(prefix, topics=True, topic_shares=shares))
     assert "data.sources.web.topic_shares.empty" in line and prefix in line
-    (line,) = preflight(one_source(prefix, topics=True, topic_shares="uniform"))
-    assert "empty" in line
+    assert preflight(one_source(prefix, topics=True, topic_shares="uniform")) == []
     (line,) = preflight(one_source(prefix, topics=True, topic_shares={"law": 1}))
     assert "no share for 'history'" in line
     found = preflight(one_source(prefix, topics=True, topic_shares={"law": 0.5, "history": 0.4, "sport": 0.1}))
@@ -112,8 +115,33 @@ def test_topic_shares_of_stages_and_schedules(prefix: str) -> None:
 def test_topics_that_cannot_be_measured(prefix: str) -> None:
     config = replace(one_source(prefix, topics=True), heldout_fraction=0.0)
     config = replace(config, adjustment=AdjustmentConfig("topic_perplexity", interval_tokens=160, cap=1.0))
-    found = preflight(config)
-    assert len(found) == 2 and all("held-out" in line and "heldout_fraction" in line for line in found)
+    (line,) = preflight(config)
+    assert "web: topics without a held-out document" in line and "law (" in line and "history (" in line
+    enough = re.search(r"data\.sources\.web\.heldout_fraction to ([0-9.]+) \(the smallest", line)
+    assert enough is not None
+    assert preflight(replace(config, heldout_fraction=float(enough[1]))) == []
+    digits = len(enough[1].lstrip("0.").replace(".", ""))
+    less = float(enough[1]) * (1 - 10 ** (1 - digits))
+    assert preflight(replace(config, heldout_fraction=less)) != [], "it is the smallest of so many digits"
+
+
+def test_the_smallest_fraction_is_exact() -> None:
+    hashes = np.random.default_rng(0).integers(0, 2**64, 500, dtype=np.uint64)
+    for one in (*hashes, np.uint64(0), np.uint64(2**53 + 1), np.uint64(2**63)):
+        fraction = smallest_heldout_fraction(np.array([one, np.uint64(2**64 - 1)]))
+        assert fraction is not None
+        assert int(one) < threshold_of(fraction) and int(one) >= threshold_of(math.nextafter(fraction, 0.0))
+    assert smallest_heldout_fraction(np.array([2**64 - 1], np.uint64)) is None
+    assert smallest_heldout_fraction(np.empty(0, np.uint64)) is None
+
+
+def test_no_fraction_holds_out_and_trains_a_topic_of_one_document(tmp_path: Path) -> None:
+    documents = random_documents(np.random.default_rng(3), 60, low=20)
+    prefix = write_corpus(tmp_path / "web", documents, topics=[0] * 59 + [1], names=NAMES)
+    adjustment = AdjustmentConfig("topic_perplexity", interval_tokens=160, cap=1.0)
+    config = replace(one_source(prefix, topics=True), adjustment=adjustment, heldout_fraction=0.5)
+    (line,) = preflight(config)
+    assert "history (1)" in line and "no held-out fraction leaves" in line and "min_documents" in line
 
 
 def test_bounds_that_the_number_of_topics_makes_impossible(prefix: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_synE.training.metrics import MetricsWriter, ProgressLine
+from megatron_synE.training.metrics import MetricsWriter
 from megatron_synE.training.throughput import make_throughput
 from tests.helpers.training import ARCHITECTURE
 
@@ -48,22 +48,6 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     writer.write("step", 1, {"loss": 1.0})
     writer.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_progress_is_plain_and_rare_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = ProgressLine(first_step=0, last_step=50, show=True)
-    for step in range(1, 51):
-        progress.step(step, "loss 1")
-    progress.note("done")
-    progress.close()
-    assert capsys.readouterr().out.splitlines() == ["step 1/50  loss 1", "step 50/50  loss 1", "done"]
-
-
-def test_silent_processes_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = ProgressLine(first_step=0, last_step=2, show=False)
-    progress.step(2, "loss 1")
-    progress.note("done")
-    assert capsys.readouterr().out == ""
 
 
 def test_throughput_counts_the_models_flops() -> None:
