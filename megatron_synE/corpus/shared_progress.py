@@ -1,4 +1,4 @@
-"""How far a job is that several processes share without talking to each other: each notes in a file how far its part is.
+"""How far a job is that several processes share without talking to each other: each notes in a file how far it is.
 
 A note is 8 bytes, the share of a part that is done (float64). Notes of an earlier, killed job are older than the start
 of this one, by the clock of the file system that holds both, and do not count.
