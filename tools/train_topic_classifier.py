@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_synE.corpus.pages import page_groups, split_by_page
-from megatron_synE.corpus.readers import expand_inputs, iter_chunks
+from megatron_synE.corpus.texts import read_batches
 from megatron_synE.corpus.topic_report import TopicReport, report
 from megatron_synE.corpus.topics import (
     RECIPE_TOPICS,
@@ -61,17 +61,12 @@ def read_labelled(
     keys = list(dict.fromkeys([key, *([page_key] if page_key else [])]))
     columns: dict[str, list[str]] = {name: [] for name in keys}
     labels: list[str] = []
-    files = expand_inputs(inputs)
-    with ProgressBar("reading", sum(path.stat().st_size for path in files), "bytes") as bar:
-        for path in files:
-            for chunk in iter_chunks(path, [*keys, topic_key]):
-                batch = chunk.parse(keys, topic_key)
-                if batch.bad_lines:
-                    raise ValueError(f"{batch.bad_lines[0].location}: {batch.bad_lines[0].reason}")
-                for name in keys:
-                    columns[name] += batch.texts[name]
-                labels += batch.labels or []
-            bar.advance(path.stat().st_size)
+    for batch in read_batches(inputs, keys, topic_key):
+        if batch.bad_lines:
+            raise ValueError(f"{batch.bad_lines[0].location}: {batch.bad_lines[0].reason}")
+        for name in keys:
+            columns[name] += batch.texts[name]
+        labels += batch.labels or []
     if not labels:
         raise ValueError("--input: no document")
     return columns[key], labels, columns[page_key] if page_key else None
