@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations"},
     "model": {"config", "kernels"},
     "checkpoint": {"config", "progress"},
+    "synthesis": {"config", "progress", "corpus"},
     "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }
 # Part of the package → libraries it must not import.
@@ -32,6 +33,7 @@ FORBIDDEN_LIBRARIES: dict[str, set[str]] = {
     "data": {"torch", "megatron", "transformers"},
     "kernels": {"megatron", "transformers"},
     "corpus": {"megatron"},
+    "synthesis": {"torch", "megatron"},
 }
 # Only these ask which device they are on.
 KNOW_DEVICES = {"runtime", "kernels"}
