@@ -62,8 +62,8 @@ class RunState:
             return step < now
         if record["kind"] == "evaluation":
             return self.last_evaluation is not None and self.last_evaluation[0] == now
-        # Decisions and changes come after the checkpoint of their step; they are made, and written, again.
-        return record["kind"] not in ("decision", "configuration")
+        # Decisions, changes and resumes come after the checkpoint of their step; they are made, and written, again.
+        return record["kind"] not in ("decision", "configuration", "resume")
 
 
 def start_run_state(job: JobConfig, *, vocab_size: int, cache_builder: bool) -> RunState:
