@@ -1,1 +1,1 @@
-"""Snippets of web pages and code → prompts → any OpenAI-compatible server → checked documents, in a journal that closes."""
+"""Web pages and code → snippets → prompts → any OpenAI-compatible server → checked documents, journalled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ class Rejected:
 class ContentError(ValueError):
     """An answer that is no use: unparsable, too short, cut by length. Another seed may do better.
 
-    The engine asks again, up to ``synthesis.attempts`` answers in all; then the snippet has failed. The message is the
+    The engine asks again, up to ``pace.attempts`` answers in all; then the snippet has failed. The message is the
     reason in the journal: a short name, equal for equal faults.
     """
 
@@ -75,7 +76,13 @@ class Task(Protocol):
         ...
 
 
-class ChooseTask(Protocol):
-    """Which task a snippet is given to, for instance by its discipline; always the same for the same snippet."""
+class Tasks(Protocol):
+    """The tasks of a job."""
 
-    def __call__(self, snippet: Snippet) -> Task: ...
+    def kinds(self) -> Sequence[Task]:
+        """All of them, each with a kind of its own."""
+        ...
+
+    def of(self, snippet: Snippet) -> Task:
+        """The one that a snippet is given to, for instance by its discipline; equal for equal snippets."""
+        ...
