@@ -138,8 +138,8 @@ class Prompts(Mapping[tuple[str, str], Prompt]):
         if (kind, language) in self:
             return self[kind, language]
         if kind not in self.kinds:
-            raise ValueError(f"no prompt of kind {kind!r}; there are {', '.join(self.kinds)}. Add a file to a folder of "
-                             "synthesis.prompts")  # fmt: skip
+            known = ", ".join(self.kinds)
+            raise ValueError(f"no prompt of kind {kind!r}, only {known}; add a file to a folder of synthesis.prompts")
         languages = sorted(own_language for own_kind, own_language in self if own_kind == kind)
         raise ValueError(f"no prompt of kind {kind!r} in language {language!r}, only in {', '.join(languages)}")
 
