@@ -100,7 +100,7 @@ class SnippetShards:
         path, count = self.folder.snippets(shard), 0
         try:
             with open(path, "rb") as file:
-                for count, line in enumerate(file, start=1):  # noqa: B007: it is asked for behind the loop
+                for count, line in enumerate(file, start=1):
                     yield _snippet(line, path, count)
         except OSError as error:
             raise ValueError(f"{path}: cannot be read ({error.strerror}); {MANIFEST_REMEDY}") from error
