@@ -26,7 +26,7 @@ class AnswersConfig:
 
     def problems(self) -> list[str]:
         """Contradictions among these fields."""
-        where, found = "synthesis.answers", []
+        where, found = "answers", []
         for name in ("problem", "solution"):
             low, high = getattr(self, f"min_{name}_chars"), getattr(self, f"max_{name}_chars")
             if not 1 <= low <= high:

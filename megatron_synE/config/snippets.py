@@ -68,7 +68,7 @@ class SnippetsConfig:
 
     def problems(self) -> list[str]:
         """Contradictions among these fields."""
-        where = "synthesis.snippets"
+        where = "snippets"
         found = [] if self.sources else [f"{where}.sources: is empty; name texts to make questions from"]
         for name, source in self.sources.items():
             if not name or any(character in name for character in ":/ "):

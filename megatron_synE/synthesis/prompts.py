@@ -139,7 +139,7 @@ class Prompts(Mapping[tuple[str, str], Prompt]):
             return self[kind, language]
         if kind not in self.kinds:
             known = ", ".join(self.kinds)
-            raise ValueError(f"no prompt of kind {kind!r}, only {known}; add a file to a folder of synthesis.prompts")
+            raise ValueError(f"no prompt of kind {kind!r}, only {known}; add a file to a folder of `prompts`")
         languages = sorted(own_language for own_kind, own_language in self if own_kind == kind)
         raise ValueError(f"no prompt of kind {kind!r} in language {language!r}, only in {', '.join(languages)}")
 

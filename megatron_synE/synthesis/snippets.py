@@ -174,7 +174,7 @@ def _write_shards(
     if not num_snippets:
         told = [f"{count} {name}" for name, count in counts.items()]
         told += [source.first_bad_line for source in sources.values() if source.first_bad_line]
-        raise ValueError(f"synthesis.snippets: no snippet in {', '.join(sources)}: {', '.join(told)}")
+        raise ValueError(f"snippets: no snippet in {', '.join(sources)}: {', '.join(told)}")
     return SnippetManifest(num_snippets, config.shard_rows, dict(counts), inputs, options)
 
 

@@ -108,6 +108,6 @@ class PromptTasks:
         if task is None:
             raise ValueError(
                 f"snippet {snippet.id}: no prompt of kind {snippet.discipline!r} in language {snippet.language!r}; was "
-                "its file removed from synthesis.prompts?"
+                "its file removed from the folders of `prompts`?"
             )
         return task
