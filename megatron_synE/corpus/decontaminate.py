@@ -1,8 +1,8 @@
 """Documents that hold pieces of benchmarks, found by the n-grams of words that both have.
 
 The usual measure since GPT-3 (Brown et al., 2020, appendix C): a document is contaminated if it shares a run of 13
-words with an example of a benchmark. Case, punctuation and width do not count; a Chinese character is a word. An example that
-has fewer words, but not too few, is looked for as a whole.
+words with an example of a benchmark. Case, punctuation and width do not count; a Chinese character is a word. An
+example that has fewer words, but not too few, is looked for as a whole.
 """
 
 from __future__ import annotations

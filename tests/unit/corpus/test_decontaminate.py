@@ -31,7 +31,7 @@ def benchmark(tmp_path: Path) -> Path:
 
 
 def test_words_know_no_case_width_or_punctuation() -> None:
-    assert words("The Ｑuick-brown fox's  naïve 3.14_b") == ["the", "quick", "brown", "fox", "s", "naïve", "3", "14", "b"]
+    assert words("The Ｑuick-brown fox's  naïve 3.1_b") == ["the", "quick", "brown", "fox", "s", "naïve", "3", "1", "b"]
     assert words("继续PRE训练，2024年") == ["继", "续", "pre", "训", "练", "2024", "年"]
 
 
