@@ -12,6 +12,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +106,7 @@ def _steps_swapped(sections: Sections, rng: random.Random) -> dict[str, str] | N
     if "```" in solution:
         return None
     borders = [0, *(match.end() for match in STEP_END.finditer(solution)), len(solution)]
-    steps = [solution[begin:end] for begin, end in zip(borders, borders[1:], strict=False)]
+    steps = [solution[begin:end] for begin, end in pairwise(borders)]
     spaces = [step[len(step.rstrip()) :] for step in steps]
     contents = [step.rstrip() for step in steps]
     places = [place for place, content in enumerate(contents) if re.search(r"\w", content)]

@@ -10,13 +10,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 import xxhash
 
+from megatron_synE.command_line import output_file
 from megatron_synE.config.json_fields import JsonFields
 from megatron_synE.synthesis.task import Snippet
 
@@ -106,6 +110,18 @@ class SnippetShards:
             raise ValueError(f"{path}: cannot be read ({error.strerror}); {MANIFEST_REMEDY}") from error
         if count != self.num_rows(shard):
             raise ValueError(f"{path}: {count} snippets, of {self.num_rows(shard)} prepared; {MANIFEST_REMEDY}")
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: aside, then renamed when the block ends well, and both on disk. Its folder is made."""
+    with output_file(path) as file:
+        yield file
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _snippet(line: bytes, path: Path, number: int) -> Snippet:

@@ -1,7 +1,7 @@
 """Whether a program passes its own examples: the only place where something that a model wrote is executed.
 
-Off unless it is asked for. The program runs in a process of its own, without network, without writing a file or starting
-another process, for a limited time in limited memory; see `sandbox`.
+Off unless it is asked for. The program runs in a process of its own, for a limited time in limited memory; it has no
+network, writes no file and starts no process; see `sandbox`.
 """
 
 from __future__ import annotations

@@ -15,19 +15,21 @@ import struct
 import sys
 
 NO_SANDBOX = 77
-NAMES = (
-    "read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn pread64 readv writev "
-    "sched_yield mremap madvise dup nanosleep getpid exit uname fcntl getcwd gettimeofday getrusage sysinfo times getuid "
-    "getgid geteuid getegid getppid sigaltstack gettid futex sched_getaffinity getdents64 clock_gettime clock_getres "
-    "clock_nanosleep exit_group newfstatat readlinkat faccessat set_robust_list getrandom statx rseq faccessat2"
-).split()
+# read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn pread64 readv writev
+# sched_yield mremap madvise dup nanosleep getpid exit uname fcntl getcwd gettimeofday getrusage sysinfo times getuid
+# getgid geteuid getegid getppid sigaltstack gettid futex sched_getaffinity getdents64 clock_gettime clock_getres
+# clock_nanosleep exit_group newfstatat readlinkat faccessat set_robust_list getrandom statx rseq faccessat2
 X86_64 = (
-    0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 17, 19, 20, 24, 25, 28, 32, 35, 39, 60, 63, 72, 79, 96, 98, 99, 100, 102,
-    104, 107, 108, 110, 131, 186, 202, 204, 217, 228, 229, 230, 231, 262, 267, 269, 273, 318, 332, 334, 439,
+    0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 17, 19, 20,
+    24, 25, 28, 32, 35, 39, 60, 63, 72, 79, 96, 98, 99, 100, 102,
+    104, 107, 108, 110, 131, 186, 202, 204, 217, 228, 229,
+    230, 231, 262, 267, 269, 273, 318, 332, 334, 439,
 )  # fmt: skip
 AARCH64 = (
-    63, 64, 57, 80, 62, 222, 226, 215, 214, 134, 135, 139, 67, 65, 66, 124, 216, 233, 23, 101, 172, 93, 160, 25, 17, 169,
-    165, 179, 153, 174, 176, 175, 177, 173, 132, 178, 98, 123, 61, 113, 114, 115, 94, 79, 78, 48, 99, 278, 291, 293, 439,
+    63, 64, 57, 80, 62, 222, 226, 215, 214, 134, 135, 139, 67, 65, 66,
+    124, 216, 233, 23, 101, 172, 93, 160, 25, 17, 169, 165, 179, 153, 174,
+    176, 175, 177, 173, 132, 178, 98, 123, 61, 113, 114,
+    115, 94, 79, 78, 48, 99, 278, 291, 293, 439,
 )  # fmt: skip
 X86_64_OLD = (4, 6, 7, 21, 23, 89)
 """stat, lstat, poll, access, select and readlink, which newer architectures have in other forms only."""

@@ -59,6 +59,11 @@ class Task(Protocol):
         """Hash of all that ``messages`` and ``judge`` depend on beside their arguments: prompt file and checks."""
         ...
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether ``judge`` waits for something, such as a process; it is called in a thread then, up to 32 at once."""
+        ...
+
     def messages(self, snippet: Snippet) -> list[dict[str, str]]:
         """The chat to send: ``[{"role": …, "content": …}, …]``."""
         ...

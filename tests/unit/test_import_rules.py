@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations", "corpus.document_table"},
     "model": {"config", "kernels"},
     "checkpoint": {"config", "progress"},
-    "synthesis": {"config", "progress", "corpus"},
+    "synthesis": {"config", "progress", "command_line", "corpus"},
     "reporting": {"config", "data"},
     "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }
