@@ -1,7 +1,7 @@
 """From the rows of a job to JSON lines that ``tools/preprocess_data.py`` reads: ``text``, ``id``, ``metadata``.
 
-Here are the checks that need all documents, the user's benchmarks, or a program to be run. They cost no request, so they
-can be made with other options as often as one likes; the job's folder is only read.
+Here are the checks that need all documents, the user's benchmarks, or a program to be run. They cost no request, so
+they can be made with other options as often as one likes; the job's folder is only read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -87,7 +87,13 @@ class ExportReport:
 
     def to_json(self) -> dict[str, Any]:
         """For a file."""
-        return {"written": self.num_written, **asdict(self)}
+        return {
+            "accepted": self.num_accepted,
+            "written": self.num_written,
+            "fates": dict(sorted(self.fates.items())),
+            "corrupted": dict(sorted(self.corrupted.items())),
+            "not_corruptible": self.num_not_corruptible,
+        }
 
 
 class _Candidate(NamedTuple):
