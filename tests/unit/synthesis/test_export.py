@@ -19,7 +19,8 @@ from megatron_synE.synthesis.task import Snippet
 from tests.helpers.synthesis_jobs import answered_job
 
 THINGS = [
-    "crate", "wagon", "kettle", "ladder", "pulley", "spring", "mirror", "magnet", "candle", "bottle", "anchor", "barrel",
+    "crate", "wagon", "kettle", "ladder", "pulley", "spring", "mirror", "magnet", "candle", "bottle", "anchor",
+    "barrel",
 ]  # fmt: skip
 PAGES = [f"There is a {thing} in the old mill, and it has a number." for thing in THINGS]
 VERBS = ["falls", "rolls", "slides", "turns", "swings", "floats", "cools", "bends", "rings", "melts", "drifts", "rests"]
