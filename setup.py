@@ -63,6 +63,7 @@ EXTRAS = {
     ],
     "te": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range that megatron-core 0.16 takes
     "plot": ["matplotlib>=3.8"],
+    "wandb": ["wandb>=0.31"],  # logging.wandb.project
     "zstd": ["zstandard>=0.22"],
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
     "llama3-tokenizer": ["llama-models>=0.0.63"],

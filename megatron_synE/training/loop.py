@@ -227,7 +227,13 @@ class TrainingLoop:
             )
         state.last_evaluation = (self.step, result)
         if result.loss_by_component:
-            values = {"loss": result.loss_by_component, "perplexity": result.perplexity_by_component}
+            shares = state.stream.shares(min(state.trajectory.consumed_samples, state.stream.num_samples - 1))
+            values = {
+                "mean_loss": result.mean_loss(),
+                "mixture_loss": result.mixture_loss(shares),
+                "loss": result.loss_by_component,
+                "perplexity": result.perplexity_by_component,
+            }
             self._write("evaluation", values)
             losses = "  ".join(f"{name} {loss:.4f}" for name, loss in result.loss_by_component.items())
             self.progress.note(f"step {self.step}: held-out loss  {losses}")
