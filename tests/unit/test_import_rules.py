@@ -19,10 +19,11 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "kernels": {"_kernels_cpu", "_kernels_cuda"},
     "runtime": {"config"},
-    "corpus": {"config"},
-    "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations"},
+    "corpus": {"config", "progress"},
+    "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations", "corpus.document_table"},
     "model": {"config", "kernels"},
-    "checkpoint": {"config"},
+    "checkpoint": {"config", "progress"},
+    "reporting": {"config", "data"},
     "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }
 # Part of the package → libraries it must not import.
@@ -32,6 +33,7 @@ FORBIDDEN_LIBRARIES: dict[str, set[str]] = {
     "data": {"torch", "megatron", "transformers"},
     "kernels": {"megatron", "transformers"},
     "corpus": {"megatron"},
+    "reporting": {"torch", "megatron", "transformers"},
 }
 # Only these ask which device they are on.
 KNOW_DEVICES = {"runtime", "kernels"}
