@@ -21,8 +21,9 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from megatron_synE.command_line import outlive_readers
 from megatron_synE.training import failure
 from megatron_synE.training.faults import StopSignal
 
@@ -251,5 +252,11 @@ def quiet_megatron() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """The command line, also as `syne-pretrain`."""
+    outlive_readers()
     failure.leave(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()
