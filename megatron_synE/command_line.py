@@ -5,6 +5,7 @@ something is wrong; and leave what they write complete or absent.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -74,7 +75,7 @@ def _as_written(default: Any) -> str:
 
 
 def run_tool(name: str, command: Callable[[], int | None]) -> int:
-    """Run a tool's body and return its exit status.
+    """Run a tool, its reading of the command line included, and return its exit status.
 
     ValueError and OSError are the user's to mend: one message, status 1. A reader that has gone (`| head`) ends the
     tool in silence, as it would end any other program. Everything else is a fault of ours and keeps its traceback.
@@ -84,14 +85,15 @@ def run_tool(name: str, command: Callable[[], int | None]) -> int:
         command: returns the status, None for 0.
     """
     try:
-        status = command() or 0
-        sys.stdout.flush()
-        return status
+        try:
+            return command() or 0
+        finally:
+            sys.stdout.flush()  # here, where a failure has a message; also after --help
     except BrokenPipeError:
-        # Else Python would try to flush once more on its way out, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
+        _drop_output()
         print(f"{name}: {described(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -99,10 +101,18 @@ def run_tool(name: str, command: Callable[[], int | None]) -> int:
         return 128 + signal.SIGINT
 
 
+def _drop_output() -> None:
+    """Where nothing can be printed any more: else Python would try once more on its way out, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def outlive_readers() -> None:
     """From now on, what this process prints goes nowhere once its reader has gone (`| head`), and the process goes on.
 
-    For a program whose work is worth more than its output: a training run.
+    So it does where a log's disk is full. For a program whose work is worth more than its output: a training run.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -117,8 +127,9 @@ class _LenientFile(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             return super().write(data) or 0
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):  # a pipe, or a terminal
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return len(data)
 
 
