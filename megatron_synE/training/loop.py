@@ -226,7 +226,13 @@ class TrainingLoop:
         before = state.last_evaluation[1] if state.last_evaluation is not None else None
         state.last_evaluation = (self.step, result)
         if result.loss_by_component:
-            values = {"loss": result.loss_by_component, "perplexity": result.perplexity_by_component}
+            shares = state.stream.shares(min(state.trajectory.consumed_samples, state.stream.num_samples - 1))
+            values = {
+                "mean_loss": result.mean_loss(),
+                "mixture_loss": result.mixture_loss(shares),
+                "loss": result.loss_by_component,
+                "perplexity": result.perplexity_by_component,
+            }
             self._write("evaluation", values)
             self.progress.note(f"step {self.step}: {evaluation_text(result, before)}")
         return result
