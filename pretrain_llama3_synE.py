@@ -1,12 +1,14 @@
 """Continual pre-training of Llama-3.
 
 torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--section.field value …]
+python pretrain_llama3_synE.py --dry_run [--world_size N] --config FILE [--section.field value …]
 
 SIGINT, SIGTERM, SIGUSR1 and SIGHUP, to any of the processes or to torchrun, end the run after its step, saved.
 
-Exit status of each process: 0 when the run came to its end or stopped as told; 1 after an error, which one process
-tells, and where it was told to stop while it waited for others to start; 75 where the run stood still
-(parallel.hang_timeout_minutes). torchrun ends with 0 or 1, and with 1 also where it was itself told to stop.
+Exit status of each process: 0 when the run came to its end or stopped as told, and where a dry run found that it would
+start; 1 after an error, which one process tells, and where it was told to stop while it waited for others to start;
+75 where the run stood still (parallel.hang_timeout_minutes). torchrun ends with 0 or 1, and with 1 also where it was
+itself told to stop.
 """
 
 from __future__ import annotations
@@ -60,19 +62,26 @@ class Training:
             ValueError: the job cannot run; everything found, one line each.
         """
         quiet_megatron()
+        from megatron_synE.config.launch import Launch
         from megatron_synE.config.parse import parse_job
 
-        job = parse_job(arguments)
+        launch = Launch()
+        job = parse_job(arguments, launch)
         from megatron_synE.runtime.process_groups import set_cuda_environment
         from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_engine
 
         set_cuda_environment(job.parallel)  # before the imports of megatron-core, which ask for a GPU
         unusable = hide_unusable_transformer_engine()
+        if launch.dry_run:
+            from megatron_synE.training.dry_run import dry_run
+
+            dry_run(job, launch)
+            return
         from megatron_synE.checkpoint.collective import on_rank_zero
         from megatron_synE.runtime import initialize, shut_down
         from megatron_synE.runtime.peers import Peers
         from megatron_synE.runtime.process_groups import world_size_from_environment
-        from megatron_synE.training.setup import check_job
+        from megatron_synE.training.checks import check_job
 
         architecture = check_job(job, world_size_from_environment())
         with all_come_within(job.parallel.hang_timeout_minutes):

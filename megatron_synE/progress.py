@@ -69,7 +69,7 @@ class ProgressBar:
         speed = (self.done - self._first) / seconds
         speed_text = [f"{amount(speed, self.unit)}/s"] if speed > 0 else []
         if not self.total:
-            return ", ".join([f"{self.what}: {amount(self.done, self.unit)}", *speed_text])
+            return ", ".join([f"{self.what}: {amount(self.done, self.unit)}" if self.done else self.what, *speed_text])
         share = f"{self.what}: {min(self.done / self.total, 1):.0%} of {amount(self.total, self.unit)}"
         left = [f"{duration(max(self.total - self.done, 0) / speed)} left"] if speed > 0 else []
         return ", ".join([share, *speed_text, *left])

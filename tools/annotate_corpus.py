@@ -10,11 +10,8 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from megatron_synE.corpus.annotate import Scorer, corpus_tokenizer, label_topics, score_perplexity
-from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.topics import load_topic_classifier
 from megatron_synE.runtime.device import choose_device
 from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_engine
@@ -59,18 +56,6 @@ def build_scorer(arguments: argparse.Namespace, device: str) -> Scorer:
     return DocumentScorer(model, arguments.tokens_per_batch, arguments.bos_id)
 
 
-@contextmanager
-def progress_line(prefix: str, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the documents of one corpus, on a terminal only."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not (enabled and console.is_terminal)) as bar:
-        task = bar.add_task(prefix, total=IndexedCorpus(prefix).num_documents)
-        yield lambda num_documents: bar.advance(task, num_documents)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     arguments = parse_arguments(argv)
@@ -82,19 +67,17 @@ def main(argv: list[str] | None = None) -> int:
         else:
             scorer = build_scorer(arguments, device)
         for prefix in arguments.prefix:
-            with progress_line(prefix, rank == 0) as on_progress:
-                options = {
-                    "part_size": arguments.part_size,
-                    "rank": rank,
-                    "world_size": world_size,
-                    "overwrite": arguments.overwrite,
-                    "on_progress": on_progress,
-                }
-                if arguments.command == "topic":
-                    tokenizer = corpus_tokenizer(prefix, arguments.tokenizer_model)
-                    complete = label_topics(prefix, classifier, tokenizer, **options)
-                else:
-                    complete = score_perplexity(prefix, scorer, **options)
+            options = {
+                "part_size": arguments.part_size,
+                "rank": rank,
+                "world_size": world_size,
+                "overwrite": arguments.overwrite,
+            }
+            if arguments.command == "topic":
+                tokenizer = corpus_tokenizer(prefix, arguments.tokenizer_model)
+                complete = label_topics(prefix, classifier, tokenizer, **options)
+            else:
+                complete = score_perplexity(prefix, scorer, **options)
             if complete:
                 print(f"{prefix}.{arguments.command}.npy")
     except (ValueError, OSError) as error:

@@ -3,7 +3,8 @@
     doctor.py                    the report
     doctor.py --config FILE      also: is everything there that this job asks for? (`--section.field value` overrides)
 
-Exit status 1 when something that the job asks for is missing.
+Exit status 1 when something that the job asks for is missing. `pretrain_llama3_synE.py --dry_run` makes the
+same checks, for a number of processes, and tells the plan.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from megatron_synE.kernels._native import extension
 from megatron_synE.kernels.selection import OPS
 from megatron_synE.runtime.device import has_gpu
 from megatron_synE.runtime.transformer_engine import transformer_engine_problem, transformer_engine_version
-from megatron_synE.training.machine import machine_problems
+from megatron_synE.training.checks import examine_job
 
 LIBRARIES = ("torch", "megatron-core", "transformers", "numpy", "gigatoken")
 
@@ -97,14 +98,10 @@ def op_lines() -> list[str]:
     return [f"{op:22s} {device:5s} {made.implementation:10s} {made.reason}" for op, device, made in picked]
 
 
-def missing_for(job: JobConfig) -> list[str]:
-    """What the job asks for and this machine lacks."""
-    found = machine_problems(job)
-    if job.model.transformer_impl == "fused":
-        device = "cuda" if has_gpu() else "cpu"
-        if extension(device) is None:
-            found.append(f"model.transformer_impl: fused, but the kernels for {device} were not built; reinstall")
-    return found
+def about(job: JobConfig) -> tuple[list[str], list[str]]:
+    """Why a run of the job would not start on this machine, and what else is to be known of it. Writes nothing."""
+    found = examine_job(job, max(1, job.parallel.model_parallel_size), keep_indices=False)
+    return found.lacking + found.problems, found.notes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,12 +119,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"  {line}" for line in lines))
     if args.config is None:
         return 0
+    notes: list[str] = []
     try:
-        problems = missing_for(parse_job(["--config", args.config, *overrides]))
+        problems, notes = about(parse_job(["--config", args.config, *overrides]))
     except ValueError as error:
         problems = str(error).splitlines()
-    print(f"\n{args.config}: {'everything is there' if not problems else 'missing'}")
-    print("\n".join(f"  {problem}" for problem in problems))
+    print(f"\n{args.config}: {'a run would not start' if problems else 'everything is there'}")
+    print("\n".join(f"  {line}" for line in [*problems, *(f"note: {note}" for note in notes)]))
     return 1 if problems else 0
 
 

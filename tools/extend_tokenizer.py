@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_synE.corpus.extension import BytePairTokenizer, fertility
-from megatron_synE.corpus.readers import expand_inputs, iter_chunks
+from megatron_synE.corpus.texts import read_texts
 
 TOKENIZER_FILE = "tokenizer.json"
 # What says nothing of the vocabulary; vocab.json, merges.txt and tokenizer.model would be those of the old one.
@@ -40,13 +40,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if (options.num_new is None) != (options.train_on is None) or (options.num_new or 1) < 1:
         parser.error("--num-new: give a positive number with --train-on, and only there")
     return options
-
-
-def read_texts(inputs: Sequence[str], key: str) -> Iterator[str]:
-    """All texts of the inputs, in order; lines that hold none are passed over."""
-    for path in expand_inputs(inputs):
-        for chunk in iter_chunks(path, [key]):
-            yield from chunk.parse([key]).texts[key]
 
 
 def read_lines(paths: Sequence[Path]) -> list[str]:

@@ -27,12 +27,14 @@ from megatron_synE.checkpoint import read_state
 from megatron_synE.command_line import output_file, run_tool
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
-from megatron_synE.data import DataStream, ledger, preflight, sample_read
+from megatron_synE.data import DataStream, ledger, sample_read
 from megatron_synE.data.ledger import DocumentTables, documents_as_json
+from megatron_synE.data.ledger_table import ledger_table, stage_ranges
 from megatron_synE.reporting.figures import check_suffix, save_figure
 from megatron_synE.reporting.records import RunRecords, read_records
 from megatron_synE.reporting.stream_plot import stream_figure
-from megatron_synE.reporting.tables import ledger_table, sample_as_json, sample_text
+from megatron_synE.reporting.tables import sample_as_json, sample_text
+from megatron_synE.training.checks import examine_plan
 from megatron_synE.training.metrics import METRICS_FILE
 from megatron_synE.training.trajectory import Trajectory
 
@@ -84,7 +86,7 @@ def open_stream(arguments: argparse.Namespace, job: JobConfig) -> tuple[DataStre
             stream_state = dict(json.loads(Path(arguments.state).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ValueError(f"{arguments.state}: cannot be read as JSON: {error}") from error
-    elif problems := preflight(job.data):
+    elif problems := examine_plan(job).problems:
         raise ValueError("\n".join(problems))
     stream = DataStream.build(job.data, state=stream_state)
     return stream, Trajectory(job.training, stream.num_samples)
@@ -101,8 +103,7 @@ def ranges(arguments: argparse.Namespace, stream: DataStream, trajectory: Trajec
         if not parts:
             raise ValueError(f"--steps: the run has {trajectory.last_step} steps, none of them in {first}:{end}")
         return [(f"steps {first} to {end}", part.start, part.stop) for part in parts]
-    stages = [(f"stage {stage.name}", stage.start, stage.end) for stage in stream.planner.stages]
-    return stages if len(stages) == 1 else [*stages, ("all stages", 0, stream.num_samples)]
+    return stage_ranges(stream)
 
 
 def write_documents(stream: DataStream, stretches: Sequence[tuple[str, int, int]], file: BinaryIO) -> None:

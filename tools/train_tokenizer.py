@@ -5,15 +5,17 @@ It is meant for trials and the quick start; continual pre-training uses the back
 """
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_synE.corpus.llama3 import BEGIN_OF_TEXT, END_OF_TEXT, SPLIT_PATTERN
-from megatron_synE.corpus.readers import expand_inputs, iter_chunks
+from megatron_synE.corpus.texts import read_texts
+from megatron_synE.progress import ProgressBar
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
@@ -29,7 +31,14 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    with contextlib.ExitStack() as until_trained:
+
+        def then_say_what_comes(texts: Iterator[str]) -> Iterator[str]:
+            yield from texts
+            # The library merges in one call and tells nothing of it: the line only shows that it is at work.
+            until_trained.enter_context(ProgressBar("merging the words that were read", None, "merges"))
+
+        tokenizer.train_from_iterator(then_say_what_comes(texts), trainer)
     tokenizer.add_special_tokens(special_tokens)
     return tokenizer
 
@@ -46,13 +55,6 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def read_texts(inputs: Sequence[str], key: str) -> Iterator[str]:
-    """All texts of the inputs, in order; lines that hold none are passed over."""
-    for path in expand_inputs(inputs):
-        for chunk in iter_chunks(path, [key]):
-            yield from chunk.parse([key]).texts[key]
 
 
 def main() -> int:

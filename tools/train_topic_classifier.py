@@ -3,19 +3,24 @@
 The default backend, a logistic regression on hashed character and word n-grams, is written to ``--output-dir`` and read
 by ``tools/annotate_corpus.py topic``. A sequence classifier of transformers (the paper used TinyBERT) is trained with
 transformers' own tools and only evaluated here, with ``--evaluate``.
+
+Documents of one page, and near-duplicates of each other, are all trained on or all held out: otherwise the report would
+count what was learned by heart. What is a page, ``--page-key`` says; near-duplicates are found by their text (MinHash).
 """
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_synE.corpus.readers import expand_inputs, iter_chunks
+from megatron_synE.corpus.pages import page_groups, split_by_page
+from megatron_synE.corpus.texts import read_batches
+from megatron_synE.corpus.topic_report import TopicReport, report
 from megatron_synE.corpus.topics import (
     RECIPE_TOPICS,
     FeatureSettings,
@@ -23,6 +28,10 @@ from megatron_synE.corpus.topics import (
     TopicClassifier,
     load_topic_classifier,
 )
+from megatron_synE.progress import ProgressBar
+
+BLOCK = 256
+"""Documents that are classified between two moves of the bar."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--topics", nargs="+", help="the label set in its order; 'from-data': those found; default: the recipe's eleven"
     )
+    parser.add_argument("--page-key", help="JSON key that names a document's page, such as url; a #fragment is cut off")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--output-dir", type=Path, help="where the classifier goes")
     where.add_argument("--evaluate", type=Path, help="train nothing; report on this classifier with all the input")
@@ -44,20 +54,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_labelled(inputs: Sequence[str], key: str, topic_key: str) -> tuple[list[str], list[str]]:
-    """All texts and their labels. Raises ValueError at a bad line: labelled data is small and should be right."""
-    texts: list[str] = []
+def read_labelled(
+    inputs: Sequence[str], key: str, topic_key: str, page_key: str | None
+) -> tuple[list[str], list[str], list[str] | None]:
+    """All texts, their labels and pages. ValueError at a bad line: labelled data is small and should be right."""
+    keys = list(dict.fromkeys([key, *([page_key] if page_key else [])]))
+    columns: dict[str, list[str]] = {name: [] for name in keys}
     labels: list[str] = []
-    for path in expand_inputs(inputs):
-        for chunk in iter_chunks(path, [key, topic_key]):
-            batch = chunk.parse([key], topic_key)
-            if batch.bad_lines:
-                raise ValueError(f"{batch.bad_lines[0].location}: {batch.bad_lines[0].reason}")
-            texts += batch.texts[key]
-            labels += batch.labels or []
-    if not texts:
+    for batch in read_batches(inputs, keys, topic_key):
+        if batch.bad_lines:
+            raise ValueError(f"{batch.bad_lines[0].location}: {batch.bad_lines[0].reason}")
+        for name in keys:
+            columns[name] += batch.texts[name]
+        labels += batch.labels or []
+    if not labels:
         raise ValueError("--input: no document")
-    return texts, labels
+    return columns[key], labels, columns[page_key] if page_key else None
 
 
 def number_labels(labels: list[str], topics: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -69,74 +81,62 @@ def number_labels(labels: list[str], topics: Sequence[str]) -> npt.NDArray[np.in
     return np.array([places[label] for label in labels])
 
 
-def split(labels: npt.NDArray[np.int64], fraction: float, seed: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Training and held-out document numbers; of each topic the same fraction, rounded up, is held out."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"--heldout-fraction {fraction}: must be between 0 and 1")
-    rng, train, heldout = np.random.default_rng(seed), [], []
-    for label in np.unique(labels):
-        documents = rng.permutation(np.flatnonzero(labels == label))
-        count = int(np.ceil(fraction * len(documents)))
-        heldout.append(documents[:count])
-        train.append(documents[count:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
+def evaluate(classifier: TopicClassifier, texts: list[str], labels: list[str]) -> TopicReport:
+    """The report on all these documents; a label that the classifier does not know is always predicted wrong."""
+    names = list(dict.fromkeys([*classifier.names, *sorted(set(labels))]))
+    probabilities = np.zeros((len(texts), len(names)), dtype=np.float32)
+    with ProgressBar("classifying", len(texts), "documents") as bar:
+        for start in range(0, len(texts), BLOCK):
+            block = slice(start, start + BLOCK)
+            probabilities[block, : len(classifier.names)] = classifier.probabilities(texts[block])
+            bar.at(min(start + BLOCK, len(texts)))
+    return report(number_labels(labels, names), probabilities, names)
 
 
-def evaluate(
-    classifier: TopicClassifier, texts: list[str], labels: npt.NDArray[np.int64], names: Sequence[str]
-) -> dict[str, Any]:
-    """Accuracy, macro-F1 over the topics that occur, and the confusion table [true, predicted]."""
-    predicted = number_labels([classifier.names[number] for number in classifier.predict(texts)], names)
-    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(confusion, (labels, predicted), 1)
-    hits, true, guessed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    occurs = (true + guessed) > 0
-    f1 = 2 * hits[occurs] / (true + guessed)[occurs]
-    return {
-        "documents": len(texts),
-        "accuracy": float(hits.sum() / len(texts)),
-        "macro_f1": float(f1.mean()),
-        "names": list(names),
-        "confusion": confusion.tolist(),
-    }
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print a report; the table leaves out topics that never occur."""
-    table = np.array(report["confusion"])
-    kept = np.flatnonzero(table.sum(axis=0) + table.sum(axis=1))
-    print(f"{report['documents']} documents: accuracy {report['accuracy']:.4f}, macro-F1 {report['macro_f1']:.4f}")
-    print("confusion (rows: true, columns: predicted)")
-    for number, row in enumerate(kept):
-        print(f"{number:4d} {report['names'][row]:<40s}" + "".join(f"{table[row, column]:6d}" for column in kept))
+def train(arguments: argparse.Namespace) -> TopicReport:
+    """Train, evaluate on what was held out, and save both."""
+    texts, labels, pages = read_labelled(
+        arguments.input, arguments.json_key, arguments.topic_key, arguments.page_key
+    )
+    from_data = arguments.topics == ["from-data"]
+    names = sorted(set(labels)) if from_data else list(arguments.topics or RECIPE_TOPICS)
+    numbers = number_labels(labels, names)
+    settings = FeatureSettings(num_bits=arguments.num_bits)
+    groups = page_groups(texts, pages, max_chars=settings.max_chars)
+    training, heldout = split_by_page(numbers, groups, arguments.heldout_fraction, arguments.seed)
+    if not len(heldout):
+        raise ValueError("--heldout-fraction: each topic has one page, or near-duplicates of one; give more documents")
+    linear = LinearClassifier.train(
+        [texts[i] for i in training], numbers[training], names, settings, strength=arguments.strength
+    )
+    found = evaluate(linear, [texts[i] for i in heldout], [labels[i] for i in heldout])
+    linear.save(arguments.output_dir, found.to_json())
+    num_pages, num_heldout = len(np.unique(groups)), len(np.unique(groups[heldout]))
+    print(
+        f"trained on {len(training)} documents of {num_pages - num_heldout} pages, held out {len(heldout)} of "
+        f"{num_heldout} (near-duplicates count as one page)"
+    )
+    untested = sorted({labels[i] for i in training} - {labels[i] for i in heldout})
+    if untested:
+        print(f"not tested, as all their documents are of one page: {', '.join(untested)}")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     arguments = parse_arguments(argv)
+    logging.basicConfig(format="train_topic_classifier: %(message)s", level=logging.WARNING)
     try:
-        texts, labels = read_labelled(arguments.input, arguments.json_key, arguments.topic_key)
         if arguments.evaluate is not None:
-            classifier = load_topic_classifier(arguments.evaluate)
-            names = list(dict.fromkeys([*classifier.names, *sorted(set(labels))]))
-            show(evaluate(classifier, texts, number_labels(labels, names), names))
-            return 0
-        from_data = arguments.topics == ["from-data"]
-        names = sorted(set(labels)) if from_data else list(arguments.topics or RECIPE_TOPICS)
-        numbers = number_labels(labels, names)
-        train, heldout = split(numbers, arguments.heldout_fraction, arguments.seed)
-        settings = FeatureSettings(num_bits=arguments.num_bits)
-        linear = LinearClassifier.train(
-            [texts[i] for i in train], numbers[train], names, settings, strength=arguments.strength
-        )
-        report = evaluate(linear, [texts[i] for i in heldout], numbers[heldout], names)
-        linear.save(arguments.output_dir, report)
+            texts, labels, _ = read_labelled(arguments.input, arguments.json_key, arguments.topic_key, None)
+            found = evaluate(load_topic_classifier(arguments.evaluate), texts, labels)
+        else:
+            found = train(arguments)
     except (ValueError, OSError) as error:
         print(f"train_topic_classifier: {error}", file=sys.stderr)
         return 1
-    print(f"trained on {len(train)} documents, held out {len(heldout)}")
-    show(report)
-    print(json.dumps({key: report[key] for key in ("documents", "accuracy", "macro_f1")}))
+    print("\n".join(found.lines()))
+    print(json.dumps(found.figures()))
     return 0
 
 

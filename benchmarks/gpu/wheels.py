@@ -25,7 +25,7 @@ WITH_DEPENDENCIES = (
 )  # fmt: skip
 LEFT_OUT = {
     "gigatoken": "tokenizers is used instead",
-    "tiktoken, sentencepiece, nltk, scikit-learn, pyarrow, zstandard": "for other corpora",
+    "tiktoken, sentencepiece, nltk, scipy, pyarrow, zstandard": "for other corpora",
     "tensorboard": "the runs write metrics.jsonl",
     "transformer-engine": "too large; put its wheels into the folder yourself, and the stage `te` runs",
 }

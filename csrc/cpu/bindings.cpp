@@ -28,6 +28,16 @@ T* at(Address address) {
 
 DType type_of(int code) { return static_cast<DType>(code); }
 
+// Whether libraries that ask for the maker's name take their fastest path here.
+bool made_by_intel() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 std::string instruction_set() {
 #if SYNE_HAS_MULTIVERSION
   __builtin_cpu_init();
@@ -83,6 +93,7 @@ PYBIND11_MODULE(_kernels_cpu, m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.doc() = "Training kernels of the host; called through megatron_synE.kernels, which validates the arguments.";
   m.def("instruction_set", &instruction_set, "The instruction set that this machine's dispatch picks.");
+  m.def("made_by_intel", &made_by_intel, "Whether the processor is Intel's.");
   m.def("has_openmp", &has_openmp);
   m.def("max_threads", &syne::max_threads);
   m.def("set_heap_limits", &set_heap_limits);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ _PIECE_BYTES = 2**24
 
 
 class ChecksummedFile:
-    """Has what `torch.save` asks of a stream; nothing is buffered."""
+    """Has what `torch.save` asks of a stream; nothing is buffered.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        on_written: told after each piece how many bytes it had.
+    """
+
+    def __init__(self, path: Path, on_written: Callable[[int], None] = lambda num_bytes: None) -> None:
+        self._on_written = on_written
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._whole = xxhash.xxh3_128()
         self._part = xxhash.xxh3_128()
@@ -37,8 +43,10 @@ class ChecksummedFile:
                 piece = view[start : start + _PIECE_BYTES]
                 self._whole.update(piece)
                 self._part.update(piece)
+                num_bytes = len(piece)
                 while piece:
                     piece = piece[self._file.write(piece) :]
+                self._on_written(num_bytes)
         except OSError as error:
             self.error = self.error or error
             raise

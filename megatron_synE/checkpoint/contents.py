@@ -15,6 +15,10 @@ from megatron_synE.config.model import LlamaArchitecture
 FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
           "common_backend_version": 1}  # fmt: skip
 """metadata.json, by which megatron-core knows its formats."""
+# A tensor of another size cannot be loaded at all; the others change what the weights mean.
+SIZE_FIELDS = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "head_dim",
+               "vocab_size", "tie_word_embeddings")  # fmt: skip
+MEANING_FIELDS = ("rotary_base", "rope_scaling", "layernorm_epsilon")
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,20 @@ def quick_check(path: str | Path) -> Contents:
     state_path = directory / STATE_FILE
     state = check_state(state_path, files.read_json(STATE_FILE))
     return Contents(directory, files, state, architecture_of(state_path, state), read_index(files))
+
+
+def check_architecture(contents: Contents, own: LlamaArchitecture, sizes_only: bool) -> None:
+    """Compare the model of a checkpoint with a run's.
+
+    Raises:
+        ValueError: they differ; names the fields.
+    """
+    names = SIZE_FIELDS if sizes_only else SIZE_FIELDS + MEANING_FIELDS
+    saved = contents.architecture
+    differing = [f"{name} is {getattr(saved, name)}, this run has {getattr(own, name)}" for name in names
+                 if getattr(saved, name) != getattr(own, name)]  # fmt: skip
+    if differing:
+        raise ValueError(
+            f"{contents.directory / STATE_FILE}: a checkpoint of another model: {'; '.join(differing)}; "
+            "set the fields of `model` to those of the checkpoint, or choose another checkpoint"
+        )

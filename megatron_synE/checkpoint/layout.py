@@ -221,10 +221,13 @@ def prepare(root: Path, step: int, needed_bytes: int = 0) -> Path:
     return directory
 
 
-def check_place(root: str | Path, needed_bytes: int = 0) -> None:
+def check_place(root: str | Path, needed_bytes: int = 0, field: str = "checkpoint.save") -> None:
     """Whether checkpoints of `needed_bytes` can be written under `root`; makes nothing, for a look before the start.
 
     What killed saves left behind counts as free: the next save removes it.
+
+    Args:
+        field: of the configuration, that names `root`.
 
     Raises:
         ValueError: the place cannot be written to, or has too little room.
@@ -232,9 +235,9 @@ def check_place(root: str | Path, needed_bytes: int = 0) -> None:
     root = Path(root).absolute()
     existing = next(path for path in (root, *root.parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"checkpoint.save: {existing} is no directory; choose another one")
+        raise ValueError(f"{field}: {existing} is no directory; choose another one")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"checkpoint.save: {existing} cannot be written to; choose another one, or change its rights")
+        raise ValueError(f"{field}: {existing} cannot be written to; choose another one, or change its rights")
     leftover_bytes = sum(path.stat().st_size for path in root.glob(".step_*.tmp/*"))
     problem = _too_little_room(existing, needed_bytes - leftover_bytes, "one checkpoint")
     if problem:

@@ -43,7 +43,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_synE.checkpoint import files, layout, optimizer_state, rng
 from megatron_synE.checkpoint.collective import first_problem, on_rank_zero, together
-from megatron_synE.checkpoint.contents import FORMAT, Contents, quick_check
+from megatron_synE.checkpoint.contents import FORMAT, check_architecture, quick_check
 from megatron_synE.checkpoint.files import DamagedCheckpoint
 from megatron_synE.checkpoint.finite import check_finite
 from megatron_synE.checkpoint.index import StoredTensor
@@ -63,11 +63,6 @@ from megatron_synE.config.model import LlamaArchitecture
 
 _RESERVED_KEYS = ("format_version", "megatron_synE_version", "step", "architecture", "layout", "has_optimizer",
                   "optimizer_step")  # fmt: skip
-# A tensor of another size cannot be loaded at all; the others change what the weights mean.
-_SIZE_FIELDS = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "head_dim",
-                "vocab_size", "tie_word_embeddings")  # fmt: skip
-_MEANING_FIELDS = ("rotary_base", "rope_scaling", "layernorm_epsilon")
-
 
 _RECORD_BYTES = 3000
 """What a record of torch.save, its place in `.metadata` and in index.json take beside the tensor, at most."""
@@ -210,7 +205,7 @@ def load_checkpoint(
     contents = together(lambda: quick_check(path))
     directory, state, tensors = contents.directory, contents.state, contents.tensors
     with_optimizer = optimizer is not None and not weights_only and bool(state["has_optimizer"])
-    _check_architecture(contents, architecture, sizes_only=not with_optimizer)
+    check_architecture(contents, architecture, sizes_only=not with_optimizer)
     same_layout = state["layout"] == layout_of_run()
 
     finish_param_gather(model_chunks)  # or one that is under way would bring old weights back
@@ -375,18 +370,6 @@ def _check_tensors(directory: Path, wanted: dict[str, Any], tensors: Mapping[str
     problem = first_problem(f"{directory}: " + "; ".join(found[:5]) if found else "")
     if problem:
         raise ValueError(f"{problem}; this is a checkpoint of another model, check the fields of `model`")
-
-
-def _check_architecture(contents: Contents, own: LlamaArchitecture, sizes_only: bool) -> None:
-    names = _SIZE_FIELDS if sizes_only else _SIZE_FIELDS + _MEANING_FIELDS
-    saved = contents.architecture
-    differing = [f"{name} is {getattr(saved, name)}, this run has {getattr(own, name)}" for name in names
-                 if getattr(saved, name) != getattr(own, name)]  # fmt: skip
-    if differing:
-        raise ValueError(
-            f"{contents.directory / files.STATE_FILE}: a checkpoint of another model: {'; '.join(differing)}; "
-            "set the fields of `model` to those of the checkpoint, or choose another checkpoint"
-        )
 
 
 def own_version() -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 from megatron_synE.checkpoint.checksummed_file import ChecksummedFile
 from megatron_synE.checkpoint.files import file_checksum, fsync
+from megatron_synE.progress import ProgressBar
 
 JOURNAL_FILE = "journal"
 FILES_DIRECTORY = "files"
@@ -34,6 +35,7 @@ class UnfinishedDirectory:
     """The files so far. Made by `unfinished_directory`, which holds the lock."""
 
     def __init__(self, place: Path, identity: Mapping[str, Any]) -> None:
+        self.on_written: Callable[[int], None] = lambda num_bytes: None
         self.directory = place / FILES_DIRECTORY
         self.directory.mkdir(exist_ok=True)
         self._journal = place / JOURNAL_FILE
@@ -67,7 +69,7 @@ class UnfinishedDirectory:
         path = self.directory / name
         if entry is not None and path.stat().st_size == entry["bytes"] and file_checksum(path) == entry["checksum"]:
             return entry["facts"]
-        with ChecksummedFile(path) as file:
+        with ChecksummedFile(path, self.on_written) as file:
             try:
                 facts = fill(file)
                 checksum = file.sync()
@@ -111,7 +113,10 @@ def unfinished_directory(place: Path, identity: Mapping[str, Any], needed_bytes:
         with _locked(place):
             started = UnfinishedDirectory(place, identity)
             _check_space(started, needed_bytes)
-            yield started
+            done_bytes = started.finished_bytes()
+            with ProgressBar(f"writing {place.parent}", needed_bytes, "bytes", done=done_bytes) as bar:
+                started.on_written = bar.advance
+                yield started
     except OSError as error:
         finished_bytes = 0 if started is None else started.finished_bytes()
         if error.errno in _NO_SPACE:

@@ -14,6 +14,7 @@ from megatron_synE.checkpoint.files import DamagedCheckpoint, check_digest, file
 from megatron_synE.checkpoint.finite import first_non_finite
 from megatron_synE.checkpoint.index import Chunk
 from megatron_synE.checkpoint.whole_tensors import decode_chunk
+from megatron_synE.progress import ProgressBar
 
 READER_THREADS = 4
 """Files read at the same time; each holds one chunk in memory."""
@@ -34,9 +35,16 @@ def verify(path: str | Path, *, values: bool = False) -> int:
     for key, stored in contents.tensors.items():
         for chunk in stored.chunks:
             chunks[chunk.file].append((key, chunk))
-    with ThreadPoolExecutor(READER_THREADS) as pool:
-        list(pool.map(lambda name: _verify_file(contents, name, chunks[name], values), list(contents.files)))
-    return sum(contents.files[name].size_bytes for name in contents.files)
+    names = list(contents.files)
+    size_bytes = sum(contents.files[name].size_bytes for name in names)
+    with (
+        ThreadPoolExecutor(READER_THREADS) as pool,
+        ProgressBar(f"reading {contents.directory}", size_bytes, "bytes") as bar,
+    ):
+        verified = pool.map(lambda name: _verify_file(contents, name, chunks[name], values), names)
+        for name, _ in zip(names, verified, strict=True):
+            bar.advance(contents.files[name].size_bytes)
+    return size_bytes
 
 
 def _verify_file(contents: Contents, name: str, chunks: list[tuple[str, Chunk]], values: bool) -> None:

@@ -17,8 +17,14 @@ from megatron_synE.corpus.blocks import without_eod
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
 from megatron_synE.corpus.topics import TopicClassifier
+from megatron_synE.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
+
+TEXTS_BETWEEN_SHARES = 256
+
+OnShare = Callable[[float], None]
+"""Is told which share of the documents, 0 to 1, is done."""
 
 
 class Scorer(Protocol):
@@ -28,8 +34,11 @@ class Scorer(Protocol):
         """What determines the scores, JSON-able; parts of a job with another info are not taken over."""
         ...
 
-    def score(self, documents: list[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Return [documents] perplexities, ``NO_SCORE`` for a document of fewer than two tokens."""
+    def score(self, documents: list[npt.NDArray[Any]], on_share: OnShare) -> npt.NDArray[np.float32]:
+        """Return [documents] perplexities, ``NO_SCORE`` for a document of fewer than two tokens.
+
+        It calls ``on_share`` now and then.
+        """
         ...
 
 
@@ -37,16 +46,15 @@ def annotate(
     prefix: str | Path,
     name: str,
     info: dict[str, Any],
-    compute: Callable[[list[npt.NDArray[Any]]], npt.NDArray[Any]],
+    compute: Callable[[list[npt.NDArray[Any]], OnShare], npt.NDArray[Any]],
     *,
     part_size: int,
     rank: int = 0,
     world_size: int = 1,
     overwrite: bool = False,
     extra: dict[str, Any] | None = None,
-    on_progress: Callable[[int], None] = lambda num_documents: None,
 ) -> bool:
-    """Annotate the corpus under ``prefix``, going on where an earlier job stopped.
+    """Annotate the corpus under ``prefix``, going on where an earlier job stopped. Rank 0 shows how far all ranks are.
 
     Args:
         prefix: of the corpus.
@@ -58,7 +66,6 @@ def annotate(
         world_size: number of processes that share the job.
         overwrite: whether to replace the annotation of another annotator, which is then said.
         extra: further entries of the annotation's JSON.
-        on_progress: called with the number of documents of each part done.
 
     Returns:
         whether the annotation is complete; False where other ranks still work on their parts.
@@ -69,11 +76,21 @@ def annotate(
     writer = AnnotationWriter(prefix, name, DTYPES[name], info, part_size, overwrite)
     if writer.replaces and rank == 0:
         logger.warning("%s: replacing the annotation %s by %s", prefix, name, writer.replaces)
-    for part in writer.pending_parts():
-        if part % world_size == rank:
+    own_parts = [part for part in writer.pending_parts() if part % world_size == rank]
+    if not own_parts:
+        return writer.finalize(extra)
+    progress = writer.shared_progress()
+    total, done = writer.corpus.num_documents, progress.documents_done()
+    with ProgressBar(f"{prefix}: {name}", total, "documents", done=done, show=rank == 0) as bar:
+        for part in own_parts:
+
+            def on_share(share: float, part: int = part) -> None:
+                progress.note(part, share)
+                if rank == 0:
+                    bar.at(progress.documents_done())
+
             documents = [writer.corpus.document(index) for index in writer.part_range(part)]
-            writer.write_part(part, compute(documents))
-            on_progress(len(documents))
+            writer.write_part(part, compute(documents, on_share))
     return writer.finalize(extra)
 
 
@@ -82,8 +99,14 @@ def label_topics(
 ) -> bool:
     """Write the annotation ``topic``: documents are detokenised and classified. Options: those of ``annotate``."""
 
-    def classify(documents: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        return classifier.predict([tokenizer.decode(without_eod(tokens, tokenizer.eod_id)) for tokens in documents])
+    def classify(documents: list[npt.NDArray[Any]], on_share: OnShare) -> npt.NDArray[Any]:
+        numbers = []
+        for start in range(0, len(documents), TEXTS_BETWEEN_SHARES):
+            block = documents[start : start + TEXTS_BETWEEN_SHARES]
+            texts = [tokenizer.decode(without_eod(tokens, tokenizer.eod_id)) for tokens in block]
+            numbers.append(classifier.predict(texts))
+            on_share((start + len(block)) / len(documents))
+        return np.concatenate(numbers)
 
     extra = {"names": list(classifier.names)}
     return annotate(prefix, "topic", classifier.info(), classify, part_size=part_size, extra=extra, **options)

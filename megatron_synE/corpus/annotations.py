@@ -25,6 +25,7 @@ import xxhash
 
 from megatron_synE.config.json_fields import JsonFields
 from megatron_synE.corpus.indexed import IndexedCorpus, write_json_atomically
+from megatron_synE.corpus.shared_progress import SharedProgress
 
 SCHEMA_VERSION = 1
 NO_LABEL = -1
@@ -183,6 +184,11 @@ class AnnotationWriter:
         if self.finished:
             return []
         return [part for part in range(self.num_parts) if not self._part_path(part).is_file()]
+
+    def shared_progress(self) -> SharedProgress:
+        """How far all processes of the job are; while parts are pending."""
+        sizes = [len(self.part_range(part)) for part in range(self.num_parts)]
+        return SharedProgress(self.directory, self._part_path, sizes)
 
     def write_part(self, part: int, values: npt.ArrayLike) -> None:
         """Store the values of part ``part``, [documents of the part]; complete or absent, whenever it is interrupted.

@@ -19,6 +19,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from megatron_synE.progress import ProgressBar
+
 
 @dataclass(frozen=True)
 class Extension:
@@ -96,16 +98,19 @@ class BytePairTokenizer:
             raise ValueError(f"--add: {'; '.join(problems[:3])}{more}; take these lines out")
         return list(merges)
 
-    def learn_merges(self, texts: Iterable[str], num_new: int) -> list[tuple[str, str]]:
+    def learn_merges(self, texts: Sequence[str], num_new: int) -> list[tuple[str, str]]:
         """The `num_new` merges that byte pair encoding finds on top of the old sub-words of `texts`.
 
         Raises:
             ValueError: the texts have not so many.
         """
         counts: Counter[str] = Counter()
-        for text in texts:
-            counts.update(self.words(text))
-        merges = _byte_pair_encoding(self.subwords(list(counts)), list(counts.values()), num_new, self._vocab)
+        with ProgressBar("counting words", len(texts), "documents") as bar:
+            for text in texts:
+                counts.update(self.words(text))
+                bar.advance(1)
+        with ProgressBar("new tokens", num_new, "merges") as bar:
+            merges = _byte_pair_encoding(self.subwords(list(counts)), list(counts.values()), num_new, self._vocab, bar)
         if len(merges) < num_new:
             raise ValueError(f"--num-new {num_new}: the text has only {len(merges)} pairs that recur; give more text")
         return merges
@@ -138,7 +143,7 @@ def fertility(tokenizer_json: str, texts: Sequence[str]) -> float:
 
 
 def _byte_pair_encoding(
-    words: list[list[str]], counts: Sequence[int], num_merges: int, taken: dict[str, int]
+    words: list[list[str]], counts: Sequence[int], num_merges: int, taken: dict[str, int], bar: ProgressBar
 ) -> list[tuple[str, str]]:
     """The most frequent pairs, each joined before the next is looked for; equal counts in alphabetical order.
 
@@ -162,6 +167,7 @@ def _byte_pair_encoding(
                 heapq.heappush(heap, (-count, pair))  # an old entry of a pair that has become rarer
             continue
         merges.append(pair)
+        bar.advance(1)
         changed = set()
         for number in places.pop(pair):
             old, new = words[number], _join(words[number], pair)

@@ -5,7 +5,7 @@ asks of a model is ``WindowModel``. Tensors: B windows, T tokens, V vocabulary, 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,8 +53,13 @@ class DocumentScorer:
     def info(self) -> dict[str, Any]:
         return {**self.model.info(), "max_window_tokens": self.model.max_window_tokens, "bos_id": self.bos_id}
 
-    def score(self, documents: list[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Return [documents] perplexities, ``NO_SCORE`` where a document has no token to predict."""
+    def score(
+        self, documents: list[npt.NDArray[Any]], on_share: Callable[[float], None] = lambda share: None
+    ) -> npt.NDArray[np.float32]:
+        """Return [documents] perplexities, ``NO_SCORE`` where a document has no token to predict.
+
+        ``on_share`` is told after each batch which share of all tokens is done.
+        """
         prefix = np.array([] if self.bos_id is None else [self.bos_id], dtype=np.int64)
         texts = [np.concatenate([prefix, document.astype(np.int64)]) for document in documents]
         step = self.model.max_window_tokens - 1
@@ -62,12 +67,15 @@ class DocumentScorer:
         windows = [(i, texts[i][at : at + step + 1]) for i, at in starts]
         windows.sort(key=lambda window: -len(window[1]))
         total = np.zeros(len(documents))
+        num_tokens, num_done = sum(len(window) for _, window in windows), 0
         for batch in self._batches(windows):
             lengths_B = np.array([len(window) for _, window in batch])
             tokens_BT = np.zeros((len(batch), int(lengths_B.max())), dtype=np.int64)
             for row, (_, window) in enumerate(batch):
                 tokens_BT[row, : len(window)] = window
             np.add.at(total, [document for document, _ in batch], self.model.sum_nll(tokens_BT, lengths_B))
+            num_done += int(lengths_B.sum())
+            on_share(num_done / num_tokens)
         num_predicted = np.array([len(text) - 1 for text in texts])
         mean = np.minimum(total / np.maximum(num_predicted, 1), MAX_MEAN_NLL)
         # a mean of a hair below 0, from rounding, must not give a perplexity below 1

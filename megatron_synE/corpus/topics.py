@@ -1,12 +1,13 @@
 """Topics of web pages: the recipe's label set and two kinds of classifier.
 
-``LinearClassifier`` is a multinomial logistic regression (scikit-learn) on hashed n-grams of characters and words; it
+``LinearClassifier`` is a multinomial logistic regression on hashed n-grams of characters and words; it
 is stored as ``classifier.json`` and ``weights.npz``, never as a pickle. ``TransformersClassifier`` wraps any local
 sequence classifier of transformers; the paper (arXiv 2407.18743) used TinyBERT trained on labels of GPT-4.
 """
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from megatron_synE.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
 
 RECIPE_TOPICS = (
     "mathematics_and_physics",
@@ -32,7 +37,7 @@ RECIPE_TOPICS = (
 """The eleven topics, after the subjects of MMLU and CMMLU, the same for each language."""
 
 FORMAT_VERSION = 1
-ROW_BLOCK = 4096
+ROW_BLOCK, FEATURE_BLOCK = 4096, 256
 
 
 class TopicClassifier(Protocol):
@@ -47,6 +52,10 @@ class TopicClassifier(Protocol):
 
     def predict(self, texts: list[str]) -> npt.NDArray[np.int16]:
         """Return [texts] numbers of topics."""
+        ...
+
+    def probabilities(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        """Return [texts, names] probabilities of all topics; rows sum to 1, and ``predict`` takes their largest."""
         ...
 
 
@@ -105,6 +114,65 @@ def _hashes(text: str, settings: FeatureSettings) -> npt.NDArray[np.int32]:
     return np.concatenate(found).astype(np.int32)
 
 
+def _features_of_all(texts: Sequence[str], settings: FeatureSettings) -> Any:
+    from scipy import sparse
+
+    blocks = []
+    with ProgressBar("features", len(texts), "documents") as bar:
+        for start in range(0, len(texts), FEATURE_BLOCK):
+            blocks.append(features(texts[start : start + FEATURE_BLOCK], settings))
+            bar.advance(blocks[-1].shape[0])
+    return sparse.vstack(blocks, format="csr")
+
+
+def _fit(
+    rows: Any, labels: npt.NDArray[np.integer], strength: float, max_iterations: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Weights [classes, F] and bias [classes] of a multinomial logistic regression of labels [N] on sparse rows [N, F].
+
+    Minimises, by L-BFGS, the mean of -ln p(label) over classes of equal weight, plus |weights|² / (2 · strength · N).
+    """
+    from scipy.optimize import minimize
+
+    counts = np.bincount(labels)
+    num_classes, num_rows, num_features = len(counts), rows.shape[0], rows.shape[1]
+    penalty = 1 / (strength * num_rows)
+    weight_of_row = (1 / (num_classes * counts))[labels][:, None]
+    own = np.arange(num_rows), labels
+
+    def loss_and_gradient(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        parameters = flat.reshape(num_classes, num_features + 1)
+        weights, bias = parameters[:, :-1], parameters[:, -1]
+        log_p = _log_softmax(rows @ weights.T.astype(np.float32) + bias)
+        loss = -(weight_of_row[:, 0] * log_p[own]).sum() + penalty / 2 * np.square(weights).sum()
+        slope = np.exp(log_p)
+        slope[own] -= 1
+        slope *= weight_of_row
+        gradient = np.empty_like(parameters)
+        gradient[:, :-1] = (rows.T @ slope.astype(np.float32)).T + penalty * weights
+        gradient[:, -1] = slope.sum(axis=0)
+        return float(loss), gradient.ravel()
+
+    with ProgressBar("classifier (at most)", max_iterations, "iterations") as bar:
+        found = minimize(
+            loss_and_gradient,
+            np.zeros(num_classes * (num_features + 1)),
+            jac=True,
+            method="L-BFGS-B",
+            callback=lambda _: bar.advance(1),
+            options={"maxiter": max_iterations, "gtol": 1e-4, "ftol": 64 * np.finfo(np.float64).eps, "maxls": 50},
+        )
+    if found.nit >= max_iterations:
+        logger.warning("topic classifier: still improving after %d iterations", max_iterations)
+    parameters = found.x.reshape(num_classes, num_features + 1).astype(np.float32)
+    return parameters[:, :-1].copy(), parameters[:, -1].copy()
+
+
+def _log_softmax(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 @dataclass
 class LinearClassifier:
     """Multinomial logistic regression on hashed n-grams."""
@@ -132,31 +200,32 @@ class LinearClassifier:
         """Fit to ``texts`` with ``labels`` [texts], numbers of ``names``; classes weigh the same however rare.
 
         Args:
-            strength: inverse of the L2 penalty (scikit-learn's ``C``).
+            strength: inverse of the L2 penalty.
 
         Raises:
             ValueError: fewer than two topics occur, or the settings cannot be.
         """
-        from sklearn.linear_model import LogisticRegression
-
         if problems := settings.problems():
             raise ValueError("topic classifier: " + "; ".join(problems))
-        if len(np.unique(labels)) < 2:
+        classes, own = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
             raise ValueError("topic classifier: the training documents have fewer than two topics")
-        model = LogisticRegression(C=strength, max_iter=max_iterations, class_weight="balanced")
-        model.fit(features(texts, settings), labels)
-        weights, bias = model.coef_, model.intercept_
-        if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
-            weights, bias = np.concatenate([-weights, weights]), np.concatenate([-bias, bias])
-        classes = np.asarray(model.classes_, dtype=np.int16)
-        return cls(tuple(names), settings, classes, weights.astype(np.float32), bias.astype(np.float32))
+        weights, bias = _fit(_features_of_all(texts, settings), own, strength, max_iterations)
+        return cls(tuple(names), settings, classes.astype(np.int16), weights, bias)
 
     def predict(self, texts: list[str]) -> npt.NDArray[np.int16]:
-        best = [np.empty(0, dtype=np.int64)]
-        for start in range(0, len(texts), ROW_BLOCK):
-            scores = features(texts[start : start + ROW_BLOCK], self.settings) @ self.weights.T + self.bias
-            best.append(np.argmax(scores, axis=1))
-        return self.classes[np.concatenate(best)]
+        return self.classes[self._scores(texts).argmax(axis=1)]
+
+    def probabilities(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        found = np.zeros((len(texts), len(self.names)), dtype=np.float32)
+        found[:, self.classes] = np.exp(_log_softmax(self._scores(texts)))
+        return found
+
+    def _scores(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        """[texts, classes]"""
+        blocks = [texts[start : start + ROW_BLOCK] for start in range(0, len(texts), ROW_BLOCK)]
+        scores = [features(block, self.settings) @ self.weights.T + self.bias for block in blocks]
+        return np.concatenate([*scores, np.empty((0, len(self.classes)), dtype=np.float32)])
 
     def info(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.weights.tobytes() + self.bias.tobytes() + self.classes.tobytes())
@@ -229,8 +298,11 @@ class TransformersClassifier:
         return {"type": "transformers", "fingerprint": digest.hexdigest()[:32], "max_tokens": self._max_tokens}
 
     def predict(self, texts: list[str]) -> npt.NDArray[np.int16]:
+        return self.probabilities(texts).argmax(axis=1).astype(np.int16)
+
+    def probabilities(self, texts: list[str]) -> npt.NDArray[np.float32]:
         order = np.argsort([len(text) for text in texts], kind="stable")  # little padding inside a batch
-        numbers = np.empty(len(texts), dtype=np.int16)
+        found = np.empty((len(texts), len(self.names)), dtype=np.float32)
         for start in range(0, len(texts), self._batch_size):
             rows = order[start : start + self._batch_size]
             inputs = self._tokenizer(
@@ -241,8 +313,8 @@ class TransformersClassifier:
                 return_tensors="pt",
             ).to(self._device)
             with self._torch.inference_mode():
-                numbers[rows] = self._model(**inputs).logits.argmax(dim=-1).cpu().numpy()
-        return numbers
+                found[rows] = self._model(**inputs).logits.float().softmax(dim=-1).cpu().numpy()
+        return found
 
 
 def load_topic_classifier(directory: str | Path, device: str = "cpu") -> TopicClassifier:

@@ -53,10 +53,13 @@ class IndexCache:
         folder: where the files lie; made when the first index is built.
         builder: whether this process builds at once. The others first wait up to `patience_seconds` for the file to
             appear, so that on a file system without locks only one process builds.
+        keep: whether what is built is written; otherwise it is in memory only, and nothing on disk is touched.
     """
 
-    def __init__(self, folder: Path, builder: bool = True, patience_seconds: float = 5.0) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, builder: bool = True, patience_seconds: float = 5.0, *, keep: bool = True
+    ) -> None:
+        self.folder, self.keep = folder, keep
         self.patience_seconds = 0.0 if builder else patience_seconds
 
     def get(self, key: Key, build: Callable[[], Arrays]) -> Arrays:
@@ -71,6 +74,8 @@ class IndexCache:
             time.sleep(POLL_SECONDS)
         if arrays is not None:
             return arrays
+        if not self.keep:
+            return build()
         self.patience_seconds = 0.0  # nobody else builds here
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

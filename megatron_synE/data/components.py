@@ -26,6 +26,7 @@ from megatron_synE.data import native
 from megatron_synE.data.cache import Arrays, IndexCache, digest
 from megatron_synE.data.curriculum import arrange, has_score, sort_keys
 from megatron_synE.data.topics import Topics, read_topics
+from megatron_synE.progress import ProgressBar
 
 EPOCHS_KEPT = 64
 HASH_PIECE_TOKENS = 1 << 21
@@ -85,7 +86,7 @@ class Source:
     def __init__(self, name: str, config: SourceConfig, heldout_fraction: float, cache: IndexCache) -> None:
         self.name, self.config, self.cache = name, config, cache
         self.heldout_fraction = heldout_fraction
-        self.corpus = IndexedCorpus(config.prefix)
+        self.corpus = IndexedCorpus(config.prefix, updates_sidecar=cache.keep)
         if self.corpus.dtype not in (np.uint16, np.int32):
             raise ValueError(f"{self.corpus.idx_path}: tokens are {self.corpus.dtype}; write them as uint16 or int32")
         for path, mapped in self.corpus.mapped_files.items():
@@ -186,7 +187,10 @@ class Source:
         starts = np.concatenate([[0], np.cumsum(self.corpus.document_lengths())])
         hashes = np.empty(self.corpus.num_documents, np.uint64)
         first = 0
-        with open(self.corpus.bin_path, "rb") as file:
+        with (
+            open(self.corpus.bin_path, "rb") as file,
+            ProgressBar(f"{self.config.prefix}: index", int(starts[-1]), "tokens") as bar,
+        ):
             while first < len(hashes):
                 end = int(np.searchsorted(starts, starts[first] + HASH_PIECE_TOKENS, side="right")) - 1
                 end = max(first + 1, end)
@@ -195,6 +199,7 @@ class Source:
                     break  # it was truncated
                 hashes[first:end] = native.hash_documents(tokens, starts[first : end + 1] - starts[first])
                 first = end
+                bar.at(int(starts[first]))
         self.corpus.check_unchanged()
         return {"hashes": hashes}
 

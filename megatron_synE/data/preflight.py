@@ -19,32 +19,72 @@ from megatron_synE.data.stream import DataStream, cache_folder
 from megatron_synE.data.topics import with_merged_shares
 
 SHOWN = 5
+MAX_UNUSED_ROWS = 1024
+"""Models may have rows that their tokenizer never names; more than this many means another tokenizer."""
 
 
-def preflight(config: DataConfig, state: Mapping[str, Any] | None = None) -> list[str]:
+def preflight(
+    config: DataConfig, state: Mapping[str, Any] | None = None, *, vocab_size: int | None = None
+) -> list[str]:
+    """The problems that `examine` finds."""
+    return examine(config, state, vocab_size=vocab_size)[0]
+
+
+def examine(
+    config: DataConfig,
+    state: Mapping[str, Any] | None = None,
+    *,
+    vocab_size: int | None = None,
+    keep_indices: bool = True,
+) -> tuple[list[str], DataStream | None]:
     """Problems of the corpora and annotations, as `file or field: what is wrong; fix`. Call it after `problems()`.
 
     Builds missing indices, so that the run does not have to. Opens every file, even where an earlier one is bad.
-    `state` is the stream's state of the checkpoint that the run continues.
+
+    Args:
+        state: the stream's state of the checkpoint that the run continues.
+        vocab_size: of the model, to compare the corpora's tokenizers with; None where it is not known.
+        keep_indices: whether indices that had to be built are written to the cache.
+    Returns: the problems, and the stream, where it could be planned.
     """
     found: list[str] = []
     sources = []
     for name, source_config in sorted(config.sources.items()):
         try:
-            cache = IndexCache(cache_folder(config, source_config))
-            sources.append(Source(name, source_config, config.heldout_fraction_of(name), cache))
+            cache = IndexCache(cache_folder(config, source_config), keep=keep_indices)
+            source = Source(name, source_config, config.heldout_fraction_of(name), cache)
+            source.corpus.metadata  # noqa: B018 - reads the sidecar, and hashes the corpus where that is of another
+            sources.append(source)
             found += source_problems(config, sources[-1])
         except ValueError as error:
             found.append(f"data.sources.{name}: {error}")
+    unusable = bool(found)
+    if vocab_size is not None:
+        found += vocabulary_problems(sources, vocab_size)
+    if unusable:
+        return found, None
     try:
-        if not found:
-            found = component_problems(config, sources)
-        if not found:
-            stream = DataStream.build(config, state=state)
-            found = plan_problems(stream, (state or {}).get("sample") or 0)
-        return found
+        if problems := component_problems(config, sources):
+            return found + problems, None
+        stream = DataStream.build(config, state=state, vocab_size=vocab_size, keep_indices=keep_indices)
+        return found + plan_problems(stream, (state or {}).get("sample") or 0), stream
     except ValueError as error:
-        return [str(error)]
+        return [*found, str(error)], None
+
+
+def vocabulary_problems(sources: Sequence[Source], vocab_size: int) -> list[str]:
+    """Corpora that were tokenised with another vocabulary than the model's, as far as their sidecars tell."""
+    found = []
+    for source in sources:
+        tokenizer = source.corpus.tokenizer or {}
+        size = tokenizer.get("vocab_size")
+        if size is not None and not size <= vocab_size < size + MAX_UNUSED_ROWS:
+            found.append(
+                f"data.sources.{source.name}.prefix: {source.config.prefix} was tokenised with a vocabulary of {size} "
+                f"({tokenizer.get('name')}), the model has {vocab_size}; tokenise it with the model's tokenizer, "
+                "or choose the model that fits"
+            )
+    return found
 
 
 def component_problems(config: DataConfig, sources: Sequence[Source]) -> list[str]:

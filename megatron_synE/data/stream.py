@@ -62,6 +62,7 @@ class DataStream:
         cache_builder: bool = True,
         at_sample: int | None = None,
         vocab_size: int | None = None,
+        keep_indices: bool = True,
     ) -> DataStream:
         """Open the corpora, build missing indices and plan the run.
 
@@ -72,9 +73,10 @@ class DataStream:
             at_sample: samples consumed so far; needed only where the plan differs and the state does not say it.
             vocab_size: size of the model's vocabulary, without padding; a batch with another token is refused. None:
                 not checked.
+            keep_indices: whether indices that had to be built are written to the cache.
         Raises: ValueError naming file and field for unusable corpora, annotations or states.
         """
-        components = open_components(config, cache_builder)
+        components = open_components(config, cache_builder, keep_indices)
         merged = {c.source.name: c.source.merged_topics for c in components if c.topic is not None}
         config = with_merged_shares(config, merged)
         slots = [
@@ -277,7 +279,7 @@ class DataStream:
         )
 
 
-def open_components(config: DataConfig, cache_builder: bool = True) -> list[Component]:
+def open_components(config: DataConfig, cache_builder: bool = True, keep_indices: bool = True) -> list[Component]:
     """The components of a config: a source in one piece, or each of its topics that has documents.
 
     In the order of the sources' names: equal claims on a sample go to the first, so the order in a file must not count.
@@ -286,7 +288,7 @@ def open_components(config: DataConfig, cache_builder: bool = True) -> list[Comp
     if config.stages:
         first_orders |= config.stages[0].orders
     components = []
-    for source in open_sources(config, cache_builder):
+    for source in open_sources(config, cache_builder, keep_indices):
         for topic in source.topic_names if source.config.topics else [None]:
             component = Component(source, topic, first_orders[source.name], config.seq_length, config.seed)
             if component.num_tokens:
@@ -296,13 +298,13 @@ def open_components(config: DataConfig, cache_builder: bool = True) -> list[Comp
     return components
 
 
-def open_sources(config: DataConfig, cache_builder: bool = True) -> list[Source]:
+def open_sources(config: DataConfig, cache_builder: bool = True, keep_indices: bool = True) -> list[Source]:
     """The sources in the order of their names."""
     caches: dict[Path, IndexCache] = {}
     sources = []
     for name, source_config in sorted(config.sources.items()):
         folder = cache_folder(config, source_config)
-        cache = caches.setdefault(folder, IndexCache(folder, cache_builder))
+        cache = caches.setdefault(folder, IndexCache(folder, cache_builder, keep=keep_indices))
         sources.append(Source(name, source_config, config.heldout_fraction_of(name), cache))
     exclude_foreign_heldout(sources)
     return sources

@@ -16,6 +16,7 @@ from megatron_synE.kernels.host_memory import (
 )
 from megatron_synE.kernels.linear_cross_entropy import linear_cross_entropy
 from megatron_synE.kernels.precision_aware_adamw import PrecisionAwareAdamW
+from megatron_synE.kernels.product import product
 from megatron_synE.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_synE.kernels.rope import rope_, rope_unpack
 from megatron_synE.kernels.selection import Choice, choice, override
@@ -48,6 +49,7 @@ __all__ = [
     "override",
     "packed_self_attention",
     "placeholder_gradient",
+    "product",
     "return_large_buffers",
     "rms_norm",
     "rope_",

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
 from megatron_synE.kernels.op import kernel_op
+from megatron_synE.kernels.product import product
 from megatron_synE.kernels.selection import is_compiled, require_one_device
 from megatron_synE.kernels.weight_gradient import accumulate_, holder_of_main_grad, placeholder_gradient
 
@@ -138,20 +139,20 @@ def _all_chunks(
     labels = labels_N - start
     token_loss = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
     dhidden = hidden.new_empty(0) if dweight_VH is None else torch.empty_like(hidden)
-    workspace = hidden.new_empty(min(chunk_tokens, tokens), shard)
     for begin in range(0, tokens, chunk_tokens):
         chunk = slice(begin, min(begin + chunk_tokens, tokens))
-        logits = torch.mm(hidden[chunk], weight.t(), out=workspace[: chunk.stop - chunk.start])
+        logits = product(hidden[chunk], weight.t())
         mask = loss_mask_N[chunk].contiguous()
         maximum, total, target = _softmax(logits, labels[chunk], mask, valid, group, dweight_VH is not None)
         token_loss[chunk] = torch.where(mask != 0, total.log() + maximum - target, 0.0)
         if dweight_VH is None:
             continue
-        torch.mm(logits, weight, out=dhidden[chunk])
+        dhidden[chunk] = product(logits, weight)
         if dweight_VH.dtype == torch.float32:
             accumulate_(dweight_VH, hidden[chunk], logits)
         else:
             torch.mm(logits.t(), hidden[chunk], out=dweight_VH)
+        del logits  # before the next chunk's take its place
     return token_loss, dhidden
 
 

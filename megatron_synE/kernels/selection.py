@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from megatron_synE.kernels import _native, variable_length_attention
+from megatron_synE.kernels import _native, onednn, variable_length_attention
 
 Implementation = Literal["compiled", "reference"]
 
@@ -27,6 +27,7 @@ OPS = (
     "adamw",
     "causal_attention",
     "fp8",
+    "product",
 )
 
 
@@ -53,6 +54,9 @@ def _default(op: str, device_type: str) -> Choice:
         return Choice("reference", f"torch's flash attention is the fast one on a GPU; {_documents()}")
     if op == "fp8" and device_type == "cpu":
         return Choice("reference", "a CPU only emulates 8-bit products")
+    if op == "product":
+        obstacle = "torch's own products are the fast ones on a GPU" if device_type == "cuda" else onednn.obstacle()
+        return Choice("reference", obstacle) if obstacle else Choice("compiled", onednn.REASON)
     detail = module.instruction_set() if device_type == "cpu" else "CUDA"
     return Choice("compiled", f"built for {device_type}, {detail}")
 

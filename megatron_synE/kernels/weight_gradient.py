@@ -15,6 +15,7 @@ import torch
 
 from megatron_synE.kernels import reference
 from megatron_synE.kernels._native import address, code, launch
+from megatron_synE.kernels.product import product, takes_onednn
 from megatron_synE.kernels.selection import is_compiled
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def accumulate_(main_grad_OI: torch.Tensor, input_NI: torch.Tensor, grad_output_
 
     On a GPU whose torch can, that is one product, and nothing is rounded to 16 bits on the way.
     """
-    if input_NI.dtype == torch.float32:
+    if input_NI.dtype == torch.float32 and not takes_onednn(grad_output_NO.t(), input_NI):
         torch.addmm(main_grad_OI, grad_output_NO.t(), input_NI, out=main_grad_OI)
         return
     if not is_compiled("weight_gradient", input_NI, grad_output_NO, main_grad_OI):
@@ -53,11 +54,9 @@ def accumulate_(main_grad_OI: torch.Tensor, input_NI: torch.Tensor, grad_output_
     outputs, inputs = main_grad_OI.shape
     rows = outputs if main_grad_OI.is_cuda else max(1, TILE_BYTES // (inputs * input_NI.element_size()))
     transposed = grad_output_NO.t()
-    product = input_NI.new_empty(min(rows, outputs), inputs)
     for begin in range(0, outputs, rows):
         end = min(begin + rows, outputs)
-        tile = torch.mm(transposed[begin:end], input_NI, out=product[: end - begin])
-        _accumulate(main_grad_OI[begin:end], tile, None)
+        _accumulate(main_grad_OI[begin:end], product(transposed[begin:end], input_NI), None)
 
 
 def _add_product(target_OI: torch.Tensor, left_ON: torch.Tensor, right_NI: torch.Tensor) -> None:

@@ -9,12 +9,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
-from megatron_synE.kernels import return_large_buffers
+from megatron_synE.kernels import choice, return_large_buffers
 from megatron_synE.model.fp8_linear import use_fp8_products
 from megatron_synE.model.fused_llama import FusedLlamaModel
 from megatron_synE.model.layer_specs import block_spec
 from megatron_synE.model.llama import LlamaModel
 from megatron_synE.model.megatron_hooks import install_gradient_accumulation_fusion
+from megatron_synE.model.onednn_linear import use_onednn_products
 from megatron_synE.model.rope import inverse_frequencies
 from megatron_synE.model.transformer_config import make_transformer_config, padded_vocab_size
 
@@ -44,7 +45,14 @@ def build_model_chunks(
     if model.transformer_impl == "fused" and precision.fp8 != "none":
         for chunk in chunks:
             use_fp8_products(chunk, precision, device)
+    elif model.transformer_impl == "fused" and precision.dtype == "fp32" and _takes_onednn(device):
+        for chunk in chunks:
+            use_onednn_products(chunk)
     return chunks
+
+
+def _takes_onednn(device: torch.device) -> bool:
+    return choice("product", device.type).implementation == "compiled"
 
 
 def _build_chunk(

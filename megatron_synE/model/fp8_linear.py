@@ -17,12 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel.layers import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    dist_all_gather_func,
-    dist_reduce_scatter_func,
-)
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 from megatron_synE.config.precision import PrecisionConfig
 from megatron_synE.kernels import add_to_main_grad
@@ -37,7 +32,13 @@ from megatron_synE.kernels.fp8 import (
     scaled_product,
     scaled_product_problem,
 )
-from megatron_synE.kernels.weight_gradient import holder_of_main_grad
+from megatron_synE.model.parallel_products import (
+    gathered,
+    linear_layers,
+    main_grad_of,
+    reduce_input_gradient,
+    replace_linear_layers,
+)
 
 GRADIENT_FORMATS = {"e4m3": E4M3, "hybrid": E5M2}
 
@@ -53,17 +54,9 @@ def use_fp8_products(model: Any, precision: PrecisionConfig, device: torch.devic
         raise ValueError(f"precision.fp8: {problem}; use none")
     for layer in model.decoder.layers:
         if not precision.is_bf16_layer(layer.layer_number - 1, model.config.num_layers):
-            for linear in (layer.self_attention.linear_qkv, layer.mlp.linear_fc1):
-                linear.__class__ = Fp8ColumnParallelLinear
-            for linear in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
-                linear.__class__ = Fp8RowParallelLinear
-            for linear in _linear_layers(layer):
+            replace_linear_layers(layer, Fp8ColumnParallelLinear, Fp8RowParallelLinear)
+            for linear in linear_layers(layer):
                 linear.gradient_format = GRADIENT_FORMATS[precision.fp8]
-
-
-def _linear_layers(layer: Any) -> list[Any]:
-    attention, mlp = layer.self_attention, layer.mlp
-    return [attention.linear_qkv, attention.linear_proj, mlp.linear_fc1, mlp.linear_fc2]
 
 
 class _Fp8Products:
@@ -111,7 +104,7 @@ class _Fp8Linear(torch.autograd.Function):
         weight_magnitude = largest_magnitude(weight_OI)
         weight = quantize(weight_OI, E4M3, weight_magnitude)
         ctx.save_for_backward(kept.values, kept.unit, weight_magnitude, weight_OI)
-        ctx.main_grad = holder_of_main_grad(weight_OI).main_grad if fuse and hasattr(weight_OI, "main_grad") else None
+        ctx.main_grad = main_grad_of(weight_OI) if fuse else None
         ctx.gradient_format, ctx.allreduce_dgrad = gradient_format, allreduce_dgrad
         ctx.sequence_group, ctx.tp_group, ctx.input_shape = sequence_group, tp_group, input_SBI.shape
         whole, handle = _gathered(quantized, sequence_group)
@@ -133,13 +126,7 @@ class _Fp8Linear(torch.autograd.Function):
         dinput_NI = scaled_product(gradient, quantize_transposed(weight_OI, E4M3, weight_magnitude))
         if gathering is not None:
             gathering.wait()
-        reducing = None
-        if ctx.sequence_group is not None:
-            own_NI = dinput_NI.new_empty(values.shape)
-            reducing = dist_reduce_scatter_func(own_NI, dinput_NI, group=ctx.sequence_group, async_op=True)
-            dinput_NI = own_NI
-        elif ctx.allreduce_dgrad:
-            reducing = torch.distributed.all_reduce(dinput_NI, group=ctx.tp_group, async_op=True)
+        dinput_NI, reducing = reduce_input_gradient(dinput_NI, ctx.sequence_group, ctx.tp_group, ctx.allreduce_dgrad)
         input_IN = kept if ctx.sequence_group is None else whole.transposed()
         product_OI = scaled_product(gradient_ON, input_IN)
         if ctx.main_grad is None:
@@ -154,10 +141,6 @@ class _Fp8Linear(torch.autograd.Function):
 
 def _gathered(own: Quantized, group: Any) -> tuple[Quantized, Any]:
     """The rows of all processes of the group, in rank order, once the handle (None: at once) is done."""
-    if group is None:
-        return own, None
-    rows, width = own.values.shape
-    whole = torch.empty(rows * group.size(), width, dtype=torch.uint8, device=own.values.device)
     # As bytes, for not every library knows the 8-bit formats.
-    handle = dist_all_gather_func(whole, own.values.view(torch.uint8), group=group, async_op=True)
+    whole, handle = gathered(own.values.view(torch.uint8), group)
     return Quantized(whole.view(own.values.dtype), own.unit), handle

@@ -1,29 +1,12 @@
-"""The ledger and single samples as text."""
+"""Single samples as text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from megatron_synE.data.ledger import DocumentTables, Entry, SampleRead, Span
-
-
-def ledger_table(title: str, entries: Sequence[Entry], first: int, end: int, seq_length: int) -> str:
-    """The ledger of samples [first, end)."""
-    width = max(len("component"), *(len(entry.component) for entry in entries))
-    lines = [f"{title}: {(end - first) * seq_length:,} tokens in samples [{first:,}, {end:,})"]
-    lines.append(
-        f"  {'component':{width}}  {'share':>8}  {'tokens':>17}  {'samples':>13}  {'documents':>12}  "
-        f"{'epochs':>15}  {'repeated':>15}"
-    )
-    for entry in entries:
-        epochs = f"{entry.first_epoch:.2f} → {entry.last_epoch:.2f}"
-        lines.append(
-            f"  {entry.component:{width}}  {entry.share:8.4%}  {entry.tokens:17,}  {entry.samples:13,}  "
-            f"{entry.documents:12,}  {epochs:>15}  {entry.repeated_tokens:15,}"
-        )
-    return "\n".join(lines)
+from megatron_synE.data.ledger import DocumentTables, SampleRead, Span
 
 
 def sample_as_json(

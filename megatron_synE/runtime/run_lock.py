@@ -140,6 +140,20 @@ class RunLock:
                         self._on_lost(f"{lock.field}: {lock.folder} was taken by {thief} while this run stood still")
 
 
+def check_free(folders: Mapping[str, str | Path]) -> list[str]:
+    """Which of these folders, by the field that names them, another run has; waits for it as a start would.
+
+    Nothing is written: for a look before a start.
+    """
+    found = []
+    for field, folder in folders.items():
+        try:
+            FolderLock(field, Path(folder).resolve()).check_free()
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
 class FolderLock:
     """The lock of one folder."""
 
@@ -163,6 +177,18 @@ class FolderLock:
         except OSError as error:
             self._close()
             raise ValueError(f"{self.field}: {self.folder} cannot be written to ({error}); choose another") from None
+
+    def check_free(self) -> None:
+        """Whether `acquire` would take the folder; leaves all as it is.
+
+        Raises:
+            ValueError: another process has it.
+        """
+        with contextlib.suppress(OSError):  # no file, no owner; whether the folder can be written to is not asked here
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        if self._descriptor is not None:
+            self._wait_until_free(makes_file=False)
+            self._close()
 
     def release(self) -> None:
         """Remove the file, if it is still this process's, and let go of it."""
@@ -195,7 +221,7 @@ class FolderLock:
         owner = self._read()
         return owner is not None and owner.token == self._own.token
 
-    def _wait_until_free(self) -> bool:
+    def _wait_until_free(self, *, makes_file: bool = True) -> bool:
         """Whether flock was granted; False where it does not decide.
 
         Raises:
@@ -218,6 +244,8 @@ class FolderLock:
                     "stop that run or choose another folder"
                 )
             if not self._is_current_file():
+                if not makes_file:
+                    return True
                 self._open()
             time.sleep(POLL_SECONDS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from megatron_synE.config.job import JobConfig
+from megatron_synE.kernels._native import extension
 from megatron_synE.kernels.fp8 import scaled_product_problem
 from megatron_synE.runtime.device import choose_device
 from megatron_synE.runtime.transformer_engine import fp8_problem, transformer_engine_problem
@@ -28,3 +29,17 @@ def machine_problems(job: JobConfig) -> list[str]:
         elif job.precision.fp8 != "none" and (problem := fp8_problem()) is not None:
             found.append(f"precision.fp8: {problem}; use precision.fp8 none")
     return found
+
+
+def machine_notes(job: JobConfig) -> list[str]:
+    """What the job asks for and this machine does in another, slower way."""
+    try:
+        device = choose_device(job.parallel.device, int(os.environ.get("LOCAL_RANK", "0")))
+    except ValueError:
+        return []  # a problem
+    if job.model.transformer_impl != "fused" or extension(device.type) is not None:
+        return []
+    return [
+        f"model.transformer_impl: fused, but the kernels for {device.type} were not built: plain torch runs in their "
+        "place, slower; install again where there is a compiler"
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,8 @@ def test_topics_from_training_to_the_annotation(corpus: str, tmp_path: Path) -> 
     assert trained.returncode == 0, trained.stderr
     report = json.loads(trained.stdout.splitlines()[-1])
     assert report["documents"] == 48 and report["accuracy"] >= 0.95 and report["macro_f1"] >= 0.95
-    assert "confusion" in trained.stdout
+    assert "confusion" in trained.stdout and "calibration" in trained.stdout
+    assert 0 <= report["expected_calibration_error"] < 0.2
     done = run("annotate_corpus", "topic", "--prefix", corpus, "--classifier", tmp_path / "c", "--part-size", 50)
     assert done.returncode == 0, done.stderr
     annotations = Annotations(corpus)
@@ -88,6 +90,27 @@ def test_user_errors_give_one_message(case: str) -> None:
     arguments, message = ERRORS[case]
     done = run("annotate_corpus", *arguments)
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_copy_of_a_page_is_on_both_sides(tmp_path: Path) -> None:
+    """Stumble: pages that were crawled twice were trained on and tested with."""
+    rng = random.Random(0)
+    pages = [" ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(60)) for _ in range(40)]
+    lines = [
+        {"text": text if copy == 0 else f"{text} copied", "topic": "ab"[number % 2], "url": f"https://x.org/{number}"}
+        for number, text in enumerate(pages)
+        for copy in range(3)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    common = ["--input", path, "--output-dir", tmp_path / "c", "--topics", "from-data", "--num-bits", 12]
+    for options in ([], ["--page-key", "url"]):
+        arguments = [*common, *options]
+        done = run("train_topic_classifier", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "trained on 108 documents of 36 pages, held out 12 of 4 " in done.stdout
+    done = run("train_topic_classifier", *arguments[:-1], "title")
+    assert done.returncode == 1 and "missing key 'title'" in done.stderr
 
 
 def test_unknown_labels_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers.commands import ROOT, pretrain, run, tokenised_sample
+from tests.helpers.commands import ROOT, pretrain, run, run_tool, tokenised_sample
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +111,22 @@ def test_not_enough_processes_is_told_once_under_torchrun(config: Path) -> None:
     assert result.returncode == 1 and refused_by_torchrun == 1
     assert "needs a multiple of 4 processes, but 2 were started" in result.stderr
     assert [path.name for path in config.parent.iterdir()] == [config.name]
+
+
+def test_the_same_is_found_by_a_dry_run_the_doctor_and_the_plan(config: Path, corpus: str) -> None:
+    """The doctor said `everything is there` without looking for the data; the plan took a corpus of any vocabulary."""
+    dry = entry(config, "--dry_run")
+    assert dry.returncode == 0 and dry.stdout.endswith("the run would start\n"), dry.stderr
+    sources = {"book": {"prefix": corpus}, "lost": {"prefix": str(config.with_name("lost")), "topics": True}}
+    edited(config, "data", sources=sources)
+    job = yaml.safe_load(config.read_text())
+    job["data"]["stages"][0]["weights"] = {"book": 0.5, "lost": 0.5}
+    config.write_text(yaml.safe_dump(job))
+    options = ["--config", config, "--model.vocab_size", "32000"]
+    doctor, plan = run_tool("doctor", *options), run_tool("inspect_stream", *options)
+    dry = entry(config, "--dry_run", "--model.vocab_size", "32000")
+    assert "everything is there" not in doctor.stdout
+    for result, said in ((doctor, doctor.stdout), (plan, plan.stderr), (dry, refused(dry, config))):
+        assert result.returncode == 1
+        assert f"data.sources.lost: {config.with_name('lost')}.idx: no such file" in said, said
+        assert "vocabulary of 4096" in said and "32000" in said

@@ -64,11 +64,12 @@ def train(arguments: list[str], change: Callable[[Any], None] = lambda run: None
     from megatron_synE.progress import ProgressLine
     from megatron_synE.runtime import initialize
     from megatron_synE.runtime.process_groups import world_size_from_environment
+    from megatron_synE.training.checks import check_job
     from megatron_synE.training.config_changes import as_json
     from megatron_synE.training.faults import StopSignal
     from megatron_synE.training.loop import TrainingLoop
     from megatron_synE.training.metrics import MetricsWriter
-    from megatron_synE.training.setup import build_run, check_job
+    from megatron_synE.training.setup import build_run
 
     job: JobConfig = parse_job(arguments)
     architecture = check_job(job, world_size_from_environment())

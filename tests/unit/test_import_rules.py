@@ -19,10 +19,10 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "kernels": {"_kernels_cpu", "_kernels_cuda"},
     "runtime": {"config"},
-    "corpus": {"config"},
+    "corpus": {"config", "progress"},
     "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations", "corpus.document_table"},
     "model": {"config", "kernels"},
-    "checkpoint": {"config"},
+    "checkpoint": {"config", "progress"},
     "reporting": {"config", "data", "corpus.statistics"},
     "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }

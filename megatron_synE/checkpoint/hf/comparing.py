@@ -10,6 +10,7 @@ from megatron_synE.checkpoint.hf.exporting import hf_tensors
 from megatron_synE.checkpoint.hf.source import HuggingFaceTensors
 from megatron_synE.checkpoint.layout import read_architecture
 from megatron_synE.checkpoint.whole_tensors import WholeTensors
+from megatron_synE.progress import ProgressBar
 
 
 def differing_tensors(hf_dir: str | Path, checkpoint: str | Path, *, source_is_hf: bool) -> list[str]:
@@ -24,19 +25,22 @@ def differing_tensors(hf_dir: str | Path, checkpoint: str | Path, *, source_is_h
         ValueError: a side is missing or damaged, or lacks a tensor.
     """
     theirs = HuggingFaceTensors(hf_dir)
+    ours = list(hf_tensors(WholeTensors(checkpoint), read_architecture(checkpoint)))
     found = []
-    for own in hf_tensors(WholeTensors(checkpoint), read_architecture(checkpoint)):
-        one, two = own.read(), theirs.read(own.name)
-        if own.name in ("model.embed_tokens.weight", "lm_head.weight"):
-            one = one[: len(two)]
-        if source_is_hf:
-            two = two.to(one.dtype)
-        else:
-            one = one.to(two.dtype)
-        if one.shape != two.shape:
-            found.append(f"{own.name}: {tuple(one.shape)} in the checkpoint, {tuple(two.shape)} in {hf_dir}")
-        elif not torch.equal(_bits(one), _bits(two)):  # as bits: a NaN is equal to itself
-            found.append(f"{own.name}: {int((_bits(one) != _bits(two)).sum())} of {one.numel()} numbers differ")
+    with ProgressBar("comparing", sum(own.size_bytes for own in ours), "bytes") as bar:
+        for own in ours:
+            one, two = own.read(), theirs.read(own.name)
+            if own.name in ("model.embed_tokens.weight", "lm_head.weight"):
+                one = one[: len(two)]
+            if source_is_hf:
+                two = two.to(one.dtype)
+            else:
+                one = one.to(two.dtype)
+            if one.shape != two.shape:
+                found.append(f"{own.name}: {tuple(one.shape)} in the checkpoint, {tuple(two.shape)} in {hf_dir}")
+            elif not torch.equal(_bits(one), _bits(two)):  # as bits: a NaN is equal to itself
+                found.append(f"{own.name}: {int((_bits(one) != _bits(two)).sum())} of {one.numel()} numbers differ")
+            bar.advance(own.size_bytes)
     return found
 
 

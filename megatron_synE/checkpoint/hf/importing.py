@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import xxhash
 
+from megatron_synE.checkpoint.contents import SIZE_FIELDS
 from megatron_synE.checkpoint.hf.config import CONFIG_FILE, architecture_from_hf
 from megatron_synE.checkpoint.hf.mapping import Parameter, hf_shapes, pack_qkv, parameters, stored_shape
 from megatron_synE.checkpoint.hf.source import HuggingFaceTensors
@@ -58,6 +59,25 @@ def init_from_hf(model_chunks: Sequence[torch.nn.Module], hf_dir: str | Path) ->
         with torch.no_grad():
             target.copy_(shard)
     return architecture
+
+
+def check_hf(hf_dir: str | Path, own: LlamaArchitecture) -> None:
+    """Whether a model of these sizes can start from the directory, as far as its headers tell; reads no weight.
+
+    Raises:
+        ValueError: other sizes, or a file or tensor is missing or not what config.json says; names it.
+    """
+    architecture = architecture_from_hf(hf_dir)
+    differing = [f"{name} is {getattr(architecture, name)}, this run has {getattr(own, name)}" for name in SIZE_FIELDS
+                 if getattr(architecture, name) != getattr(own, name)]  # fmt: skip
+    if differing:
+        raise ValueError(
+            f"{Path(hf_dir) / CONFIG_FILE}: another model: {'; '.join(differing)}; set the fields of `model` to those "
+            "of config.json, or drop them"
+        )
+    tensors = HuggingFaceTensors(hf_dir)
+    for parameter in parameters(architecture):
+        check_parts(tensors, parameter, architecture)
 
 
 def whole_parameters(

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import xxhash
 
+from megatron_synE.checkpoint import unfinished as unfinished_module
 from megatron_synE.checkpoint.checksummed_file import ChecksummedFile
 from megatron_synE.checkpoint.files import file_checksum
 from megatron_synE.checkpoint.unfinished import unfinished_directory
+from megatron_synE.progress import ProgressBar
 
 IDENTITY = {"source": "a"}
 
@@ -164,3 +166,28 @@ def test_a_place_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "place").write_text("x")
     with pytest.raises(ValueError, match="cannot be written"), unfinished_directory(tmp_path / "place", IDENTITY, 1):
         pass
+
+
+def test_the_bar_counts_what_is_written_and_what_a_killed_process_had_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    class Recording(ProgressBar):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[arg-type]
+            self.first, self.told = self.done, []
+            bars.append(self)
+
+        def at(self, done: float) -> None:
+            super().at(done)
+            self.told.append(done)
+
+    monkeypatch.setattr(unfinished_module, "ProgressBar", Recording)
+    with pytest.raises(KeyboardInterrupt), unfinished_directory(tmp_path / "place", IDENTITY, 100) as unfinished:
+        unfinished.write("a", _fill(b"x" * 60, []))
+        raise KeyboardInterrupt
+    with unfinished_directory(tmp_path / "place", IDENTITY, 100) as unfinished:
+        unfinished.write("a", _fill(b"x" * 60, []))
+        unfinished.write("b", _fill(b"y" * 40, []))
+    assert [(bar.total, bar.first, bar.told) for bar in bars] == [(100, 0, [60]), (100, 60, [100])]

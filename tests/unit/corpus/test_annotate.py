@@ -1,15 +1,21 @@
 """The annotation loop: restarts after a kill, ranks that share the parts, topics from tokens."""
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_synE.corpus import annotate as annotate_module
+from megatron_synE.corpus import shared_progress
 from megatron_synE.corpus.annotate import annotate, corpus_tokenizer, label_topics, score_perplexity
 from megatron_synE.corpus.annotations import Annotations
-from megatron_synE.corpus.indexed import IndexedCorpusWriter
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
 from megatron_synE.corpus.tokenizers import build_tokenizer
+from megatron_synE.progress import ProgressBar
 from tests.unit.corpus.conftest import SAMPLE
 
 NUM_DOCUMENTS = 23
@@ -32,7 +38,7 @@ class Scorer:
     def info(self) -> dict[str, object]:
         return {"type": "test"}
 
-    def score(self, documents: list[np.ndarray]) -> np.ndarray:
+    def score(self, documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
         self.lives -= 1
         if self.lives < 0:
             raise KeyboardInterrupt
@@ -62,7 +68,7 @@ def test_ranks_share_the_parts(prefix: Path, order: list[int]) -> None:
 
 
 def test_a_nan_stops_the_job_and_names_the_document(prefix: Path) -> None:
-    def compute(documents: list[np.ndarray]) -> np.ndarray:
+    def compute(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
         return np.array([np.nan if document[0] == 7 else 2.0 for document in documents], dtype=np.float32)
 
     with pytest.raises(ValueError, match="perplexity of document 7 is nan"):
@@ -102,3 +108,81 @@ def test_the_tokenizer_of_a_corpus(tmp_path: Path, prefix: Path, hf_tokenizer: P
     with pytest.raises(ValueError, match="made with another tokenizer"):
         corpus_tokenizer(prefixes["text"], str(hf_tokenizer))
     assert corpus_tokenizer(prefixes["text"]).fingerprint == tokenizer.fingerprint
+
+
+class RecordingBar(ProgressBar):
+    """What a bar was told."""
+
+    told: list[float]
+
+    def at(self, done: float) -> None:
+        self.told.append(done)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The documents that the bar shows as done, at each moment; no time has to pass between two of them."""
+    monkeypatch.setattr(shared_progress, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(annotate_module, "ProgressBar", RecordingBar)
+    RecordingBar.told = []
+    return RecordingBar.told
+
+
+def test_the_bar_moves_within_a_part(prefix: Path, told: list[float]) -> None:
+    """Stumble: one part of ten minutes was 0 % and then 100 %."""
+
+    def compute(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
+        for number in range(len(documents)):
+            on_share((number + 1) / len(documents))
+        return np.full(len(documents), 2.0, dtype=np.float32)
+
+    assert annotate(prefix, "perplexity", {}, compute, part_size=NUM_DOCUMENTS)
+    assert told == pytest.approx(list(range(1, NUM_DOCUMENTS + 1)))
+
+
+def test_the_bar_moves_while_other_processes_work(prefix: Path, told: list[float]) -> None:
+    """Rank 1 finishes a part and is in the middle of its next one when rank 0 has done half of its first."""
+
+    def others(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
+        if documents[0][0] == 15:
+            on_share(0.4)
+            raise KeyboardInterrupt
+        return np.full(len(documents), 2.0, dtype=np.float32)
+
+    def ours(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
+        if documents[0][0] == 0:
+            with pytest.raises(KeyboardInterrupt):
+                annotate(prefix, "perplexity", {}, others, part_size=5, rank=1, world_size=2)
+            on_share(0.5)
+        return np.full(len(documents), 2.0, dtype=np.float32)
+
+    assert not annotate(prefix, "perplexity", {}, ours, part_size=5, world_size=2)
+    assert told == pytest.approx([5 * 0.5 + 5 + 5 * 0.4])
+    assert len(list(prefix.parent.glob("c.perplexity.parts/part-start-*"))) == 0
+
+
+def test_notes_of_a_killed_job_do_not_count(prefix: Path, told: list[float]) -> None:
+    def killed(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
+        on_share(0.8)
+        raise KeyboardInterrupt
+
+    def compute(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
+        on_share(0.2)
+        return np.full(len(documents), 2.0, dtype=np.float32)
+
+    with pytest.raises(KeyboardInterrupt):
+        annotate(prefix, "perplexity", {}, killed, part_size=NUM_DOCUMENTS)
+    (note,) = prefix.parent.glob("c.perplexity.parts/*.progress")
+    assert told == pytest.approx([0.8 * NUM_DOCUMENTS])
+    yesterday = time.time() - 86400
+    os.utime(note, (yesterday, yesterday))
+    told.clear()
+    assert annotate(prefix, "perplexity", {}, compute, part_size=NUM_DOCUMENTS)
+    assert told == pytest.approx([0.2 * NUM_DOCUMENTS])
+    assert not list(prefix.parent.glob("c.perplexity.parts*"))
+
+
+def test_topics_are_told_block_by_block(prefix: Path, told: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotate_module, "TEXTS_BETWEEN_SHARES", 10)
+    label_topics(prefix, Longest(), build_tokenizer("auto", SAMPLE / "tokenizer"), part_size=NUM_DOCUMENTS)
+    assert told == pytest.approx([10, 20, 23])

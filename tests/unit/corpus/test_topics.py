@@ -43,7 +43,30 @@ def test_it_learns_both_languages(classifier: LinearClassifier, name: str) -> No
     assert predicted.dtype == np.int16 and (predicted == labels[160:]).mean() >= 0.95
 
 
-@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+def test_probabilities_sum_to_one_and_agree_with_the_prediction(classifier: LinearClassifier) -> None:
+    texts = labelled("web_en")[0][160:]
+    found = classifier.probabilities(texts)
+    assert found.shape == (80, 11) and found.dtype == np.float32 and np.allclose(found.sum(axis=1), 1, atol=1e-5)
+    assert (found.argmax(axis=1) == classifier.predict(texts)).all()
+    assert set(np.flatnonzero(found.sum(axis=0))) == set(classifier.classes.tolist())
+
+
+def test_it_is_the_minimum_of_the_penalised_loss() -> None:
+    """At the minimum, the gradient of the penalty balances that of the loss; classes weigh the same however rare."""
+    rng = np.random.default_rng(0)
+    texts = [f"word{n} {'cat' if n % 4 else 'dog'}" for n in range(40)]
+    labels = np.array([n % 4 > 0 for n in range(40)])
+    labels = labels ^ (rng.random(40) < 0.2)
+    trained = LinearClassifier.train(texts, labels.astype(int), "xy", SMALL, strength=1.0)
+    rows = features(texts, SMALL)
+    slope = trained.probabilities(texts).astype(float)
+    slope[np.arange(40), labels.astype(int)] -= 1
+    slope /= (2 * np.bincount(labels))[labels.astype(int)][:, None]
+    gradient = (rows.T @ slope).T + trained.weights / 40
+    assert np.abs(gradient).max() < 2e-4 and np.abs(slope.sum(axis=0)).max() < 2e-4
+    assert np.abs(trained.weights).max() > 0.1
+
+
 def test_shuffled_labels_are_not_learned() -> None:
     """The features carry no trace of a document's place: the test above can fail."""
     texts, labels = labelled("web_en")
@@ -126,3 +149,4 @@ def test_a_transformers_classifier_is_used(tmp_path: Path) -> None:
     loaded = load_topic_classifier(tmp_path)
     assert list(loaded.names) == ["law", "art", "music"]
     assert loaded.predict(texts).tolist() == expected
+    assert np.allclose(loaded.probabilities(texts).sum(axis=1), 1, atol=1e-5)
