@@ -44,8 +44,9 @@ from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils.hashing import HashConfig, create_hash_func
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-LETTER = r"\p{L}\p{M}\p{N}"
-WORD = regex.compile(rf"[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}]|[{LETTER}]+(?:['’-][{LETTER}]+)*|[^\s{LETTER}]+")
+ONE_EACH = r"\p{Han}\p{Hiragana}\p{Katakana}"
+RUN = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{ONE_EACH}]]+"
+WORD = regex.compile(rf"(?V1)[{ONE_EACH}]|{RUN}(?:['’-]{RUN})*|[^\s\p{{L}}\p{{M}}\p{{N}}]+")
 SENTENCE = regex.compile(r"[^.!?。！？\n]+[.!?。！？]*|\n+")
 CHARACTERS_FOR_LANGUAGE = 10_000
 HASH = HashConfig(hash_fc="sha1")  # datatrove 0.10 hashes with xxhash else, and only with a version below 4

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from megatron_synE.corpus.document_table import DocumentRecord
-from megatron_synE.corpus.indexed import IndexedCorpus, IndexedCorpusWriter
+from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 from megatron_synE.corpus.scripts import LANGUAGES
 from megatron_synE.corpus.statistics import MAX_VALUES, LengthBin, Share, corpus_statistics, length_bins
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
