@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "kernels"},
     "checkpoint": {"config", "progress"},
     "synthesis": {"config", "progress", "command_line", "corpus"},
-    "reporting": {"config", "data"},
+    "reporting": {"config", "data", "corpus.statistics"},
     "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }
 # Part of the package → libraries it must not import.
