@@ -207,7 +207,7 @@ setup(
     description="Continual pre-training of Llama-3 on megatron-core, from raw text to a Hugging Face checkpoint",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_synE", "megatron_synE.*"]),
-    package_data={"megatron_synE": ["py.typed"]},
+    package_data={"megatron_synE": ["py.typed", "synthesis/prompts/*.yaml"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=extensions(),

@@ -13,6 +13,7 @@ from megatron_synE.command_line import output_file, run_tool
 from megatron_synE.corpus.annotate import corpus_tokenizer
 from megatron_synE.corpus.export import DocumentExporter, Exported, check_suffix, compressed
 from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.progress import ProgressBar
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,13 +47,12 @@ def export(arguments: argparse.Namespace) -> Exported:
     documents = chosen(arguments.documents, corpus.num_documents)
     tokenizer = corpus_tokenizer(arguments.prefix, arguments.tokenizer_model)
     exporter = DocumentExporter(corpus, tokenizer, annotations=arguments.annotations)
-    if arguments.output == "-":
-        exported = exporter.write(sys.stdout.buffer, documents)
-        sys.stdout.buffer.flush()
-        return exported
-    name = arguments.output
-    with output_file(name, overwrite=arguments.overwrite) as file, compressed(file, name) as out:
-        return exporter.write(out, documents)
+    with ProgressBar(arguments.prefix, len(documents), "documents") as bar:
+        if arguments.output == "-":
+            return exporter.write(sys.stdout.buffer, documents, bar.advance)
+        name = arguments.output
+        with output_file(name, overwrite=arguments.overwrite) as file, compressed(file, name) as out:
+            return exporter.write(out, documents, bar.advance)
 
 
 def run(arguments: argparse.Namespace) -> None:

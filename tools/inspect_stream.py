@@ -4,29 +4,38 @@
     inspect_stream.py --config FILE --checkpoint DIR                      the same, as the run really went
     inspect_stream.py --config FILE --checkpoint DIR --steps 100:200      what these steps read
     inspect_stream.py … --steps 100:200 --documents FILE                  … and the documents, as JSON lines ("-": here)
-    inspect_stream.py … --plot FILE                                       shares over tokens, perplexity per topic (PNG)
+    inspect_stream.py … --sample 4711                                     one sample: its documents, ids and text
+    inspect_stream.py … --plot FILE                                       mixture, losses, perplexities (.png .pdf .svg)
 
 Steps are [first, end), counted from 0. What the steps up to the checkpoint read, it says itself: the batch size may
-have changed. Later steps are planned with the configuration's batch sizes.
+have changed. Later steps are planned with the configuration's batch sizes. Documents have ids and urls where the corpus
+was tokenised with --id-key and --keep-keys.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from megatron_synE.checkpoint import read_state
+from megatron_synE.command_line import output_file, run_tool
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
-from megatron_synE.data import DataStream, ledger
-from megatron_synE.data.ledger import documents_read
+from megatron_synE.data import DataStream, ledger, sample_read
+from megatron_synE.data.ledger import DocumentTables, documents_as_json
 from megatron_synE.data.ledger_table import ledger_table, stage_ranges
+from megatron_synE.reporting.figures import check_suffix, save_figure
+from megatron_synE.reporting.records import RunRecords, read_records
+from megatron_synE.reporting.stream_plot import stream_figure
+from megatron_synE.reporting.tables import sample_as_json, sample_text
 from megatron_synE.training.checks import examine_plan
+from megatron_synE.training.metrics import METRICS_FILE
 from megatron_synE.training.trajectory import Trajectory
 
 
@@ -41,7 +50,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     which.add_argument("--steps", type=parse_range, help="FIRST:END in training steps")
     which.add_argument("--samples", type=parse_range, help="FIRST:END in global samples")
     parser.add_argument("--documents", metavar="FILE", help="write the exact documents of the range as JSON lines")
-    parser.add_argument("--plot", metavar="FILE", help="draw shares and perplexities (needs matplotlib)")
+    parser.add_argument("--sample", type=int, action="append", default=[], metavar="K", help="show this global sample")
+    parser.add_argument("--tokenizer-model", help="for --sample: where the corpus's tokenizer lies now, if it moved")
+    parser.add_argument("--plot", metavar="FILE", help="draw the mixture, losses and perplexities (needs matplotlib)")
+    parser.add_argument("--metrics", metavar="FILE", help=f"for --plot (default: the run's {METRICS_FILE})")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments, overrides = parser.parse_known_args(argv)
     arguments.overrides = overrides
@@ -94,79 +106,83 @@ def ranges(arguments: argparse.Namespace, stream: DataStream, trajectory: Trajec
     return stage_ranges(stream)
 
 
-def write_documents(stream: DataStream, first: int, end: int, file: TextIO) -> None:
-    """One JSON line per component and epoch."""
-    for read in documents_read(stream, first, end):
-        line = {"component": read.component, "corpus": read.prefix, "epoch": read.epoch}
-        file.write(json.dumps({**line, "documents": read.documents.tolist()}, ensure_ascii=False) + "\n")
+def write_documents(stream: DataStream, stretches: Sequence[tuple[str, int, int]], file: BinaryIO) -> None:
+    """JSON lines by component and epoch."""
+    for _, first, end in stretches:
+        for line in documents_as_json(stream, first, end):
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 
-def plot(stream: DataStream, path: str) -> None:
-    """Shares of the components over tokens, and the held-out perplexity of each topic, as a PNG."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install 'megatron-syne[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def show_samples(arguments: argparse.Namespace, stream: DataStream) -> None:
+    """Single samples, decoded."""
+    from megatron_synE.corpus.annotate import corpus_tokenizer
 
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 9), sharex=True, layout="constrained")
-    edges = [segment.start * stream.seq_length for segment in stream.timeline.segments]
-    edges.append(stream.num_samples * stream.seq_length)
-    shares = [stream.shares(segment.start) for segment in stream.timeline.segments]
-    bottom = [0.0] * len(shares)
-    colours = [pyplot.get_cmap("tab20")(number % 20) for number in range(len(stream.component_names))]
-    for name, colour in zip(stream.component_names, colours, strict=True):
-        top = [low + share[name] for low, share in zip(bottom, shares, strict=True)]
-        above.stairs(top, edges, baseline=bottom, fill=True, color=colour, label=name)
-        bottom = top
-    above.set(ylabel="share of tokens", ylim=(0, 1), title="Mixture")
-    tokens = [decision.at_tokens for decision in stream.decisions]
-    for name, colour in zip(stream.component_names, colours, strict=True):
-        if "/" in name and stream.decisions:
-            values = [decision.perplexity.get(name, float("nan")) for decision in stream.decisions]
-            below.plot(tokens, values, marker=".", color=colour)
-    below.set(xlabel="tokens", ylabel="held-out perplexity", title="Topics", xlim=(0, edges[-1]), yscale="log")
-    figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=110)
+    tables, tokenizer = DocumentTables(stream), functools.cache(corpus_tokenizer)
+    for number in arguments.sample:
+        read = sample_read(stream, number)
+        decode = tokenizer(read.prefix, arguments.tokenizer_model).decode
+        if arguments.json:
+            print(json.dumps(sample_as_json(read, tables, decode), ensure_ascii=False))
+        else:
+            print("\n".join(sample_text(read, tables, decode)), end="\n\n")
+
+
+def plot(arguments: argparse.Namespace, job: JobConfig, stream: DataStream, trajectory: Trajectory) -> None:
+    """The picture of the whole stream, or of the samples asked for."""
+    samples = range(stream.num_samples)
+    if arguments.samples is not None or arguments.steps is not None:
+        stretches = ranges(arguments, stream, trajectory)
+        samples = range(stretches[0][1], stretches[-1][2])
+    records, folder = RunRecords(), job.logging.directory or job.checkpoint.save
+    if arguments.metrics is not None:
+        if not Path(arguments.metrics).is_file():
+            raise ValueError(f"--metrics {arguments.metrics}: no such file")
+        records = read_records(Path(arguments.metrics))
+    elif arguments.checkpoint is not None and folder is not None:
+        records = read_records(Path(folder) / METRICS_FILE)
+    consumed = None if arguments.checkpoint is None else trajectory.consumed_samples
+    figure = stream_figure(stream, records, samples, consumed)
+    with output_file(arguments.plot) as file:
+        save_figure(figure, file, arguments.plot)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what was asked for. ValueError for every mistake of the user."""
+    if arguments.plot is not None:
+        check_suffix(arguments.plot)
     job = parse_job(["--config", arguments.config, *arguments.overrides])
     if problems := job.data.problems() + job.training.problems():
         raise ValueError("\n".join(problems))
     stream, trajectory = open_stream(arguments, job)
-    found = []
+    if arguments.sample:
+        show_samples(arguments, stream)
+        return
     stretches = ranges(arguments, stream, trajectory)
-    for title, first, end in stretches:
-        entries = ledger(stream, first, end)
-        if arguments.json:
-            lines = [asdict(entry) for entry in entries]
-            found.append({"title": title, "first_sample": first, "end_sample": end, "ledger": lines})
-        else:
-            print(ledger_table(title, entries, first, end, stream.seq_length), end="\n\n")
-        if arguments.documents == "-":
-            write_documents(stream, first, end, sys.stdout)
-    if arguments.documents not in (None, "-"):
-        with open(arguments.documents, "w", encoding="utf-8") as file:
-            for _, first, end in stretches:
-                write_documents(stream, first, end, file)
+    found = [(title, first, end, ledger(stream, first, end)) for title, first, end in stretches]
     if arguments.json:
+        shown = [
+            {"title": title, "first_sample": first, "end_sample": end, "ledger": [asdict(entry) for entry in entries]}
+            for title, first, end, entries in found
+        ]
         decisions = [asdict(decision) for decision in stream.decisions]
-        print(json.dumps({"ranges": found, "decisions": decisions}, indent=1, ensure_ascii=False))
+        print(json.dumps({"ranges": shown, "decisions": decisions}, indent=1, ensure_ascii=False))
+    else:
+        for title, first, end, entries in found:
+            print(ledger_table(title, entries, first, end, stream.seq_length), end="\n\n")
+    if arguments.documents == "-":
+        sys.stdout.flush()
+        write_documents(stream, stretches, sys.stdout.buffer)
+    elif arguments.documents is not None:
+        with output_file(arguments.documents) as file:
+            write_documents(stream, stretches, file)
     if arguments.plot is not None:
-        plot(stream, arguments.plot)
+        plot(arguments, job, stream, trajectory)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 1 with one message."""
-    try:
-        run(parse_arguments(argv))
-    except ValueError as error:
-        print(f"inspect_stream: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = parse_arguments(argv)
+    return run_tool("inspect_stream", lambda: run(arguments))
 
 
 if __name__ == "__main__":

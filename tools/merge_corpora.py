@@ -9,6 +9,7 @@ import sys
 
 from megatron_synE.command_line import run_tool
 from megatron_synE.corpus.merge import merge_corpora
+from megatron_synE.progress import ProgressBar
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -22,7 +23,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Merge, and say what came along and what did not."""
-    merged = merge_corpora(arguments.input, arguments.output_prefix, overwrite=arguments.overwrite)
+    with ProgressBar(arguments.output_prefix, None, "documents") as bar:
+        merged = merge_corpora(
+            arguments.input, arguments.output_prefix, overwrite=arguments.overwrite, on_progress=bar.advance
+        )
     sizes = f"{merged.num_documents:,} documents, {merged.num_tokens:,} tokens"
     print(", ".join([f"{arguments.output_prefix}: {sizes} of {len(arguments.input)} corpora", *merged.carried]))
     for reason in merged.left_behind:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from megatron_synE.config.answers import AnswersConfig
+from megatron_synE.config.snippets import SnippetsConfig
+
 
 @dataclass(frozen=True)
 class EndpointConfig:
@@ -154,6 +157,12 @@ class SynthesisConfig:
 
     job: str = ""
     """Folder of the job: its snippets, journal and results."""
+    snippets: SnippetsConfig = field(default_factory=SnippetsConfig)
+    """What questions are made from."""
+    prompts: list[str] = field(default_factory=list)
+    """Folders with prompt files of one's own, beside those shipped; a later one takes an earlier one's place."""
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    """What an answer must be like."""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     """The server."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -168,7 +177,7 @@ class SynthesisConfig:
     def problems(self) -> list[str]:
         """Every contradiction that shows without opening a file, as `field: what is wrong; fix`."""
         found = [] if self.job else ["job: empty; give the job's folder"]
-        for section in (self.endpoint, self.sampling, self.pace, self.prices, self.budget):
+        for section in (self.snippets, self.answers, self.endpoint, self.sampling, self.pace, self.prices, self.budget):
             found += section.problems()
         has_prices = self.prices.prompt_per_million or self.prices.completion_per_million
         if self.budget.cost is not None and not has_prices:

@@ -24,12 +24,8 @@ from megatron_synE.corpus.document_table import (
     table_schema,
     write_document_table,
 )
-from megatron_synE.corpus.indexed import (
-    HASH_BLOCK_BYTES,
-    IndexedCorpus,
-    IndexedCorpusWriter,
-    combined_fingerprint,
-)
+from megatron_synE.corpus.indexed import HASH_BLOCK_BYTES, IndexedCorpus, combined_fingerprint
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 from megatron_synE.corpus.sidecar import read_sidecar
 from megatron_synE.corpus.verify import index_problems
 

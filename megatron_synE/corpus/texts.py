@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_synE.corpus.readers import DocumentBatch, JsonLinesChunk, expand_inputs, iter_chunks
+from megatron_synE.corpus.chunks import DocumentBatch
+from megatron_synE.corpus.readers import expand_inputs, iter_chunks
 from megatron_synE.progress import ProgressBar
-
-COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 
 def read_texts(inputs: Sequence[str | Path], key: str) -> Iterator[str]:
@@ -28,7 +27,6 @@ def read_batches(inputs: Sequence[str | Path], keys: Sequence[str], label_key: s
         for path in files:
             for chunk in iter_chunks(path, columns):
                 yield chunk.parse(keys, label_key)
-                if isinstance(chunk, JsonLinesChunk) and path.suffix not in COMPRESSED_SUFFIXES:
-                    bar.advance(chunk.num_bytes)
+                bar.at(done_bytes + chunk.end.bytes_on_disk)
             done_bytes += path.stat().st_size
             bar.at(done_bytes)

@@ -1,19 +1,24 @@
 """The ledger: what any range of samples reads, computed from the stream and never logged.
 
 Samples of a component are consecutive in its order, so a range of global samples is one range of tokens per component,
-and the documents in it are a slice of the order of each epoch that it touches.
+and the documents in it are a slice of the order of each epoch that it touches. Where a corpus has a document table, the
+ledger names the documents' ids, kept keys (url, source, date …) and places in the input; else their numbers only.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from megatron_synE.corpus.document_table import DocumentRecord, DocumentTable, document_table_path
 from megatron_synE.data.components import Component
 from megatron_synE.data.stream import DataStream
+
+DOCUMENTS_PER_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,38 @@ class DocumentsRead:
     epoch: int
     documents: np.ndarray
     """int32[N] document numbers; the first and the last may be read in part."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a sample holds of one document."""
+
+    document: int
+    """Its number in the corpus."""
+    epoch: int
+    first: int
+    """Its tokens are [first, end) of the sample."""
+    end: int
+    document_first: int
+    """The first of them, counted in the document."""
+    document_length: int
+    """Tokens of the whole document."""
+
+
+@dataclass(frozen=True)
+class SampleRead:
+    """One global sample."""
+
+    sample: int
+    component: str
+    prefix: str
+    """The corpus in which document numbers count."""
+    index: int
+    """The sample's number in its component."""
+    tokens: np.ndarray
+    """int64[S] its inputs; the label of the last one is the first of the component's next sample."""
+    spans: list[Span]
+    """The documents in it, in order; together all of `tokens`."""
 
 
 def ledger(stream: DataStream, first: int, end: int) -> list[Entry]:
@@ -79,13 +116,97 @@ def documents_read(stream: DataStream, first: int, end: int) -> Iterator[Documen
             yield DocumentsRead(component.name, component.source.config.prefix, epoch, documents)
 
 
+class DocumentTables:
+    """The document tables beside a stream's corpora; each is opened when it is first asked for."""
+
+    def __init__(self, stream: DataStream) -> None:
+        self._corpora = {c.source.config.prefix: c.source.corpus for c in stream.components}
+        self._tables: dict[str, DocumentTable | None] = {}
+
+    def of(self, prefix: str) -> DocumentTable | None:
+        """The table of a corpus; None where it has none.
+
+        Raises:
+            ValueError: it is damaged, or of other content.
+        """
+        if prefix not in self._tables:
+            there = document_table_path(prefix).exists()
+            self._tables[prefix] = DocumentTable(prefix, self._corpora[prefix]) if there else None
+        return self._tables[prefix]
+
+    def rows(self, prefix: str, documents: Sequence[int] | np.ndarray) -> list[DocumentRecord] | None:
+        """Where documents of a corpus came from; None without a table."""
+        table = self.of(prefix)
+        return None if table is None else table.rows(documents)
+
+
 def documents_of(stream: DataStream, ranges: Sequence[range]) -> list[dict[str, Any]]:
-    """`documents_read` of several ranges as JSON: component, corpus, epoch, documents."""
-    return [
-        {"component": r.component, "corpus": r.prefix, "epoch": r.epoch, "documents": r.documents.tolist()}
-        for part in ranges
-        for r in documents_read(stream, part.start, part.stop)
-    ]
+    """`documents_read` of several ranges as JSON, in pieces of `DOCUMENTS_PER_PIECE`."""
+    return list(itertools.chain.from_iterable(documents_as_json(stream, part.start, part.stop) for part in ranges))
+
+
+def documents_as_json(stream: DataStream, first: int, end: int) -> Iterator[dict[str, Any]]:
+    """`documents_read` as JSON: `component`, `corpus`, `epoch`, `documents` (numbers); with a document table `places`
+    (file:line) and, where it has them, `ids` and `keys` (kept key → values), all in the order of `documents`.
+
+    A table that cannot be read is named in `table_problem`: the numbers are right without it.
+    """
+    tables = DocumentTables(stream)
+    for read in documents_read(stream, first, end):
+        for start in range(0, len(read.documents), DOCUMENTS_PER_PIECE):
+            documents = read.documents[start : start + DOCUMENTS_PER_PIECE]
+            entry = {"component": read.component, "corpus": read.prefix, "epoch": read.epoch}
+            yield {**entry, "documents": documents.tolist(), **_named(tables, read.prefix, documents)}
+
+
+def _named(tables: DocumentTables, prefix: str, documents: np.ndarray) -> dict[str, Any]:
+    try:
+        rows = tables.rows(prefix, documents)
+    except ValueError as error:
+        return {"table_problem": str(error)}
+    if not rows:
+        return {}
+    found: dict[str, Any] = {"places": [f"{row.file}:{row.line}" for row in rows]}
+    if any(row.id is not None for row in rows):
+        found["ids"] = [row.id for row in rows]
+    if rows[0].keys:
+        found["keys"] = {key: [row.keys[key] for row in rows] for key in rows[0].keys}
+    return found
+
+
+def sample_read(stream: DataStream, sample: int) -> SampleRead:
+    """What one global sample holds.
+
+    Raises:
+        ValueError: it is not in the stream, or its component would exceed its max_epochs.
+    """
+    if not 0 <= sample < stream.num_samples:
+        raise ValueError(f"sample {sample} leaves the stream of {stream.num_samples}")
+    numbers, indices = stream.locate(np.array([sample]))
+    component, index = stream.components[int(numbers[0])], int(indices[0])
+    tokens = np.empty(component.seq_length + 1, np.int64)
+    component.read(index, tokens)
+    spans, filled, at = [], 0, index * component.seq_length
+    while filled < component.seq_length:
+        epoch, offset = divmod(at + filled, component.num_tokens)
+        end = min(offset + component.seq_length - filled, component.num_tokens)
+        run = component.epoch(epoch, at)
+        places = run.places(offset, end)
+        for place in range(places.start, places.stop):
+            start, stop = max(offset, int(run.ends[place])), min(end, int(run.ends[place + 1]))
+            document_length = int(run.ends[place + 1] - run.ends[place])
+            spans.append(
+                Span(
+                    document=int(run.order[place]),
+                    epoch=epoch,
+                    first=filled + start - offset,
+                    end=filled + stop - offset,
+                    document_first=start - int(run.ends[place]),
+                    document_length=document_length,
+                )
+            )
+        filled += end - offset
+    return SampleRead(sample, component.name, component.source.config.prefix, index, tokens[:-1], spans)
 
 
 def component_ranges(stream: DataStream, first: int, end: int) -> Sequence[tuple[int, int]]:

@@ -74,6 +74,8 @@ class TrainingLoop:
         if self.stop_signal.anywhere(self.run.runtime.host_group):
             return
         self.stop_signal.begin_training()
+        if self.step:
+            self._write("resume", {"num_processes": self.run.runtime.world_size})
         if self.run.state.changed_now:
             self._write("configuration", {"changes": self.run.state.changed_now})
         try:

@@ -18,7 +18,7 @@ Keeps = Callable[[dict[str, Any]], bool]
 
 
 class MetricsWriter:
-    """One record for each logged step, evaluation, decision, checkpoint, incident or changed configuration.
+    """One record for each logged step, evaluation, decision, checkpoint, incident, resume or changed configuration.
 
     `metrics.jsonl` has one JSON object per line with `kind`, `step` (optimizer steps done) and `time` (seconds since
     1970). When a run goes on from a checkpoint, what the file says beyond it is dropped first, so that everything

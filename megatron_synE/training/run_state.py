@@ -62,8 +62,8 @@ class RunState:
             return step < now
         if record["kind"] == "evaluation":
             return self.last_evaluation is not None and self.last_evaluation[0] == now
-        # Decisions and changes come after the checkpoint of their step; they are made, and written, again.
-        return record["kind"] not in ("decision", "configuration")
+        # Decisions, changes and resumes come after the checkpoint of their step; they are made, and written, again.
+        return record["kind"] not in ("decision", "configuration", "resume")
 
 
 def start_run_state(job: JobConfig, *, vocab_size: int, cache_builder: bool) -> RunState:
@@ -97,8 +97,12 @@ def resume_run_state(
         ValueError: the corpora or the job do not fit it.
     """
     samples = state.get("consumed_samples")
-    if not isinstance(samples, int) or samples < 0:
-        raise DamagedCheckpoint(f"{where}: consumed_samples is {samples!r}, not a count; use another checkpoint")
+    total = state["stream"].get("num_samples") if isinstance(state["stream"], dict) else None
+    if not isinstance(samples, int) or samples < 0 or (isinstance(total, int) and samples > total):
+        raise DamagedCheckpoint(
+            f"{where}: consumed_samples is {samples!r}, not a number of the stream's {total} samples; use another "
+            "checkpoint"
+        )
     stream = DataStream.build(
         job.data, state=state["stream"], cache_builder=cache_builder, at_sample=samples, vocab_size=vocab_size
     )

@@ -20,10 +20,11 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"_kernels_cpu", "_kernels_cuda"},
     "runtime": {"config"},
     "corpus": {"config", "progress"},
-    "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations"},
+    "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations", "corpus.document_table"},
     "model": {"config", "kernels"},
     "checkpoint": {"config", "progress"},
     "synthesis": {"config", "progress", "command_line", "corpus"},
+    "reporting": {"config", "data"},
     "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }
 # Part of the package → libraries it must not import.
@@ -34,6 +35,7 @@ FORBIDDEN_LIBRARIES: dict[str, set[str]] = {
     "kernels": {"megatron", "transformers"},
     "corpus": {"megatron"},
     "synthesis": {"torch", "megatron"},
+    "reporting": {"torch", "megatron", "transformers"},
 }
 # Only these ask which device they are on.
 KNOW_DEVICES = {"runtime", "kernels"}

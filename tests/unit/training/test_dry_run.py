@@ -110,7 +110,9 @@ def test_what_was_only_found_after_the_processes_had_met(arguments: list[str], s
     assert "num_layers is 1, this run has 2" in message
 
 
-def test_a_run_that_is_under_way_is_named(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_under_way_is_named(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("megatron_synE.runtime.run_lock.PATIENCE_SECONDS", 0.0)
     lock = FolderLock("checkpoint.save", tmp_path / "run")
     lock.acquire()
