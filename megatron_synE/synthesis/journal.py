@@ -74,6 +74,10 @@ class Paid(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
 
+    def plus(self, other: Paid) -> Paid:
+        """Of both."""
+        return Paid(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+
 
 NOTHING_PAID = Paid(0, 0)
 
@@ -212,7 +216,6 @@ class Shard:
         }
         with durable_file(self._folder.sums(self.number)) as out:
             out.write(orjson.dumps(sums, option=orjson.OPT_INDENT_2) + b"\n")
-        self.close()
         _retire(self._folder, self.number, has_unused=bool(self._unused))
         return True
 
@@ -240,7 +243,7 @@ class Shard:
                 self._unused.add(identity)
             else:
                 count, paid = self._attempts.get(identity, (0, NOTHING_PAID))
-                self._attempts[identity] = (count + 1, _sum(paid, Paid(**content["usage"])))
+                self._attempts[identity] = (count + 1, paid.plus(Paid(**content["usage"])))
         self.paid.add(journal_tallies(self._journal))
         self._num_bytes = os.fstat(self._descriptor).st_size
         if self._num_bytes and os.pread(self._descriptor, 1, self._num_bytes - 1) != b"\n":
@@ -258,11 +261,11 @@ class Shard:
             written = os.write(self._descriptor, line)
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise DiskFull(error.errno, f"{self._journal}: {os.strerror(error.errno)}") from None
+                raise DiskFull(error.errno, os.strerror(error.errno), str(self._journal)) from None
             raise
         if written < len(line):
             os.ftruncate(self._descriptor, self._num_bytes)
-            raise DiskFull(errno.ENOSPC, f"{self._journal}: {os.strerror(errno.ENOSPC)}")
+            raise DiskFull(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._journal))
         self._num_bytes += written
 
 
@@ -436,10 +439,6 @@ def _plain_lines(path: Path) -> Iterator[tuple[_Place, dict[str, Any]]]:
                 raise ValueError(f"{path}:{number}: damaged ({error}); restore the file, or delete it") from None
             yield _Place(path, offset, len(line) - 1), content
             offset += len(line)
-
-
-def _sum(one: Paid, other: Paid) -> Paid:
-    return Paid(one.prompt_tokens + other.prompt_tokens, one.completion_tokens + other.completion_tokens)
 
 
 def _read_place(file: Any, place: _Place) -> bytes:

@@ -3,9 +3,10 @@
 - The limit in flight follows the load: it doubles from a small start, then grows by one a round and shrinks by a factor
   when more than a third of a round failed by overload (additive increase, multiplicative decrease). A round is as many
   answers as the limit.
-- The rate follows rate limits: there is none until a 429. Then it is what the server admitted lately, and creeps up
-  until the next 429. A limit in flight alone would find no even pace: refusals come back at once, and their slots
-  would knock again at once.
+- The rate follows rate limits: there is none until a 429. Then it is what the server admits, and creeps up until some
+  are refused again. A limit in flight alone would find no even pace: refusals come back at once, and their slots would
+  knock again at once. Where a lower rate does not make refusals rarer, they are not about the rate: so many are put up
+  with from then on.
 - The breaker opens when nothing but failures came for a while: nothing is sent for as long as the server asks for, or
   twice as long as the last time; then one request tries.
 
@@ -15,17 +16,21 @@ Times are seconds of one clock, which the caller reads.
 from __future__ import annotations
 
 import math
-from collections import deque
 
 FIRST_LIMIT = 16
 DECREASE = 0.7
 OVERLOAD_SHARE = 1 / 3
-RATE_MEMORY_SECONDS = 2.0
-"""Over which the admitted rate is measured."""
+PERIOD_SECONDS, PERIOD_REQUESTS = 1.0, 20
+"""Refusals are counted over periods that are at least so long and have so many requests."""
 RATE_MARGIN = 0.98
 RATE_GROWTH_PER_SECOND = 0.02
-"""At first after a refusal; doubles with every RATE_MEMORY_SECONDS without one, up to MAX_RATE_GROWTH_PER_SECOND."""
+"""After a cut; doubles every DOUBLING_SECONDS without one, up to MAX_RATE_GROWTH_PER_SECOND."""
+DOUBLING_SECONDS = 2.0
 MAX_RATE_GROWTH_PER_SECOND = 0.5
+REFUSED_SHARE = 0.03
+"""So many refusals are no reason for a cut."""
+MAX_USUAL_SHARE = 0.5
+"""Most refusals that are put up with as being usual."""
 MIN_RATE, MAX_RATE = 0.2, 1e6
 BURST_SECONDS = 0.02
 """Requests of so much time may go at once."""
@@ -49,13 +54,14 @@ class Pace:
         self.in_flight = 0
         self.limit = float(min(window, FIRST_LIMIT))
         self.rate: float | None = None
-        self.last_answer = now
-        """When the server last gave an answer of any use."""
         self._is_starting = True
         self._round_answers = self._round_overloads = 0
         self._allowance, self._allowance_at = 0.0, now
-        self._started, self._last_refusal, self._last_cut = now, -math.inf, -math.inf
-        self._sent: deque[tuple[float, int]] = deque()
+        self._period_since, self._sent, self._refused = now, 0, 0
+        self._usual_share = 0.0
+        self._cuts: list[tuple[float, float]] = []
+        """Rate and refused share before each of the cuts since the last period without one."""
+        self._last_cut = now
         self._failures, self._failing_since = 0, now
         self._hold_seconds, self._held_until = 0.0, -math.inf
         self._asked_until = -math.inf
@@ -76,17 +82,20 @@ class Pace:
         """Whether the breaker is open, or one request tries."""
         return self._hold_seconds > 0
 
+    def failing_seconds(self, now: float) -> float:
+        """Since when nothing but failures came; 0 where the last one served."""
+        return now - self._failing_since if self._failures else 0.0
+
     def send(self, now: float) -> None:
         """A request goes out."""
         self.in_flight += 1
         if self.rate is not None:
             self._allowance -= 1
-        self._count(now, 1)
+        self._sent += 1
 
-    def answered(self, now: float) -> None:
+    def answered(self) -> None:
         """One that served came back."""
         self.in_flight -= 1
-        self.last_answer = now
         self._failures, self._hold_seconds = 0, 0.0
         self._end_of_answer(is_overload=False)
 
@@ -96,19 +105,16 @@ class Pace:
         self._end_of_answer(is_overload=is_overload)
         self._failure(now)
 
-    def refused(self, now: float, sent_at: float, retry_after_seconds: float | None) -> None:
-        """One came back with 429; `sent_at` is when it was sent."""
+    def refused(self, now: float, retry_after_seconds: float | None) -> None:
+        """One came back with 429."""
         self.in_flight -= 1
-        self._count(now, -1)
+        if self.rate is None and self._refused == 0:
+            self._period_since, self._sent = now, 1
+        self._refused += 1
         if retry_after_seconds is not None:
             self._asked_until = max(self._asked_until, now + retry_after_seconds)
-        if sent_at >= self._last_cut:
-            admitted = self._admitted_rate(now)
-            self._grow_rate(now)
-            self.rate = max(min(admitted, self.rate or math.inf) * RATE_MARGIN, MIN_RATE)
-            self._allowance, self._allowance_at = min(self._allowance, 0.0), now
-            self._last_cut = now
-        self._last_refusal = now
+        if self.rate is None and self._is_period_over(now):
+            self._end_period(now)
         self._failure(now)
 
     def _failure(self, now: float) -> None:
@@ -134,31 +140,44 @@ class Pace:
             self.limit = min(self.limit + 1, self.window)
         self._round_answers = self._round_overloads = 0
 
-    def _count(self, now: float, amount: int) -> None:
-        """Requests sent, less those refused, in slices of time."""
-        if self._sent and now - self._sent[-1][0] < RATE_MEMORY_SECONDS / 20:
-            start, count = self._sent[-1]
-            self._sent[-1] = (start, count + amount)
-            return
-        self._sent.append((now, amount))
-        while self._sent[0][0] < now - RATE_MEMORY_SECONDS:
-            self._sent.popleft()
-
-    def _admitted_rate(self, now: float) -> float:
-        since = max(now - RATE_MEMORY_SECONDS, self._started)
-        count = sum(count for start, count in self._sent if start >= since)
-        return count / max(now - since, 0.1)
-
     def _grow_rate(self, now: float) -> None:
-        """Let the rate creep up, and requests of the time that passed through."""
-        if self.rate is None:
-            return
+        """Let the rate follow the refusals of the last period, and let through requests of the time that passed."""
+        assert self.rate is not None
+        if self._is_period_over(now):
+            self._end_period(now)
         seconds = now - self._allowance_at
-        quiet = now - self._last_refusal
-        growth = RATE_GROWTH_PER_SECOND * 2 ** min(quiet / RATE_MEMORY_SECONDS, 10)
+        growth = RATE_GROWTH_PER_SECOND * 2 ** min((now - self._last_cut) / DOUBLING_SECONDS, 10)
         self.rate *= 1 + min(growth, MAX_RATE_GROWTH_PER_SECOND) * seconds
-        if self.rate > MAX_RATE:
-            self.rate = None  # nothing limits any more
-            return
         self._allowance = min(self._allowance + self.rate * seconds, max(1.0, self.rate * BURST_SECONDS))
         self._allowance_at = now
+        if self.rate > MAX_RATE:
+            self.rate = None  # nothing limits any more
+
+    def _is_period_over(self, now: float) -> bool:
+        return now - self._period_since >= PERIOD_SECONDS and self._sent >= PERIOD_REQUESTS
+
+    def _end_period(self, now: float) -> None:
+        share = self._refused / self._sent
+        chance = 2 * math.sqrt(self._usual_share * (1 - self._usual_share) / self._sent)
+        if share > self._usual_share + REFUSED_SHARE + chance:
+            self._cut(now)
+        else:
+            self._cuts.clear()
+            self._period_since, self._sent, self._refused = now, 0, 0
+
+    def _cut(self, now: float) -> None:
+        """To what was admitted; or, where earlier cuts did not help, back to where they began."""
+        seconds = now - self._period_since
+        share, before = self._refused / self._sent, min(self.rate or math.inf, self._sent / seconds)
+        admitted = (self._sent - self._refused) / seconds
+        self._cuts.append((before, share))
+        first_rate, first_share = self._cuts[0]
+        if before < 0.7 * first_rate and MAX_USUAL_SHARE >= share > 0.6 * first_share:
+            self._usual_share = share
+            self.rate = first_rate
+            self._cuts.clear()
+        else:
+            self.rate = max(admitted * RATE_MARGIN, MIN_RATE)
+            self._last_cut = now
+        self._allowance, self._allowance_at = min(self._allowance, 0.0), now
+        self._period_since, self._sent, self._refused = now, 0, 0

@@ -33,7 +33,13 @@ class Reserve:
             os.posix_fallocate(self._descriptor, 0, num_bytes)
         except OSError as error:
             self.release()
-            raise OSError(error.errno, f"{folder}: no {num_bytes >> 20} MiB for answers in flight: {error.strerror}") from None
+            space = f"{num_bytes >> 20} MiB for answers in flight"
+            raise OSError(error.errno, f"{folder}: no {space}: {os.strerror(error.errno or 0)}") from None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it was not given back yet."""
+        return self._descriptor >= 0
 
     def release(self) -> None:
         """Give the space back; again is no harm."""

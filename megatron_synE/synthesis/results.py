@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from megatron_synE.config.json_fields import JsonFields
@@ -22,46 +22,54 @@ class Results:
     finished: dict[int, FinishedShard] = field(default_factory=dict)
     tallies: Tallies = field(default_factory=Tallies)
     """Of the rows of finished shards."""
-    in_progress: Tallies = field(default_factory=Tallies)
-    """Of the answers in journals, but those of `own`."""
+    in_progress: dict[int, Tallies] = field(default_factory=dict)
+    """Of the answers in the journal of each shard that is not finished."""
     former: Tallies = field(default_factory=Tallies)
     """Of answers to former prompts or settings, which serve no more."""
     _former_names: frozenset[str] = frozenset()
     _journals: dict[int, tuple[int, Tallies]] = field(default_factory=dict)
 
-    def refresh(self, own: Iterable[int] = (), *, exact: bool = False) -> None:
+    def refresh(self, *, exact: bool = False) -> None:
         """Look again.
 
         Args:
-            own: shards that the caller counts itself.
-            exact: read the journals of other processes too, instead of what they said a few seconds ago.
+            exact: read the journals of living processes too, instead of what they said a few seconds ago.
 
         Raises:
             ValueError: sums of a shard are damaged.
         """
         for path in sorted((self.folder.root / "results").glob("*.json")):
-            number = int(path.stem)
-            if number not in self.finished and (found := FinishedShard.read(self.folder, number)) is not None:
-                self.finished[number] = found
-                self.tallies.add(found.tallies)
-        in_progress, skipped = Tallies(), {*own, *self.finished}
-        for path in sorted((self.folder.root / "journal").glob("*.jsonl")):
-            number = int(path.stem)
-            if number not in skipped:
-                in_progress.add(self._others(number, exact))
-        self.in_progress = in_progress
+            self.look_at(int(path.stem))
+        numbers = [int(path.stem) for path in sorted((self.folder.root / "journal").glob("*.jsonl"))]
+        self.in_progress = {number: self._read(number, exact) for number in numbers if number not in self.finished}
         names = frozenset(path.name for path in self.folder.superseded.glob("*"))
         if names != self._former_names:
             self.former, self._former_names = Tallies(), names
             for number in sorted({int(name.partition(".")[0]) for name in names}):
                 self.former.add(former_tallies(self.folder, number))
 
-    def forget(self, number: int) -> None:
-        """A finished shard is in progress again."""
-        found = self.finished.pop(number)
-        self.tallies.subtract(found.tallies)
+    def look_at(self, number: int) -> None:
+        """Whether a shard is finished by now."""
+        if number not in self.finished and (found := FinishedShard.read(self.folder, number)) is not None:
+            self.finished[number] = found
+            self.tallies.add(found.tallies)
+            self.in_progress.pop(number, None)
 
-    def _others(self, number: int, exact: bool) -> Tallies:
+    def in_progress_but(self, own: Container[int]) -> Tallies:
+        """Sums over the shards in progress, but those that the caller counts itself."""
+        sums = Tallies()
+        for number, tallies in self.in_progress.items():
+            if number not in own:
+                sums.add(tallies)
+        return sums
+
+    def forget(self, number: int) -> None:
+        """A shard that was finished is in progress again."""
+        found = self.finished.pop(number, None)
+        if found is not None:
+            self.tallies.subtract(found.tallies)
+
+    def _read(self, number: int, exact: bool) -> Tallies:
         owner = None if exact else read_owner(self.folder.claim(number))
         if owner is not None and owner.paid:
             return Tallies.from_json(JsonFields(owner.paid, f"{self.folder.claim(number)}: ", "start again"))
@@ -81,6 +89,11 @@ class Budget:
     def __init__(self, budget: BudgetConfig, prices: PricesConfig) -> None:
         self._budget, self._prices = budget, prices
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return self._budget != BudgetConfig()
+
     def used(self, rows: Tallies, paid: Tallies, num_in_flight: int = 0) -> tuple[float, str]:
         """The largest share that is used of any limit, those in flight taken to cost the mean; and that limit's name.
 
@@ -96,8 +109,9 @@ class Budget:
             shares.append((costs.cost(self._prices) * ahead / budget.cost, f"{budget.cost:g} {self._prices.currency}"))
         if budget.tokens is not None:
             shares.append((costs.tokens * ahead / budget.tokens, f"{budget.tokens:,} tokens"))
-        if budget.accepted is not None:
-            shares.append((sums.counts["accepted"] * ahead / budget.accepted, f"{budget.accepted:,} accepted"))
+        if budget.accepted is not None:  # each of those in flight may be accepted
+            share = (sums.counts["accepted"] + num_in_flight) / budget.accepted
+            shares.append((share, f"{budget.accepted:,} accepted snippets"))
         if budget.accepted_tokens is not None:
             share = sums.counts["accepted_tokens"] * ahead / budget.accepted_tokens
             shares.append((share, f"{budget.accepted_tokens:,} accepted tokens"))

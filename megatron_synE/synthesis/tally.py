@@ -51,7 +51,7 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """For a file; the same for the same counts."""
-        return {**{name: self.counts[name] for name in COUNTS}, "reasons": {reason: self.reasons[reason] for reason in sorted(+self.reasons)}}
+        return {**{name: self.counts[name] for name in COUNTS}, "reasons": dict(sorted((+self.reasons).items()))}
 
     @classmethod
     def from_json(cls, fields: JsonFields) -> Tally:
