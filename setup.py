@@ -82,6 +82,7 @@ COMMANDS = {
     "syne-merge-corpora": "megatron_synE_tools.merge_corpora:main",
     "syne-decontaminate": "megatron_synE_tools.decontaminate:main",
     "syne-export-corpus": "megatron_synE_tools.export_corpus:main",
+    "syne-synthesize": "megatron_synE_tools.synthesize:main",
     "syne-train-topics": "megatron_synE_tools.train_topic_classifier:main",
     "syne-train-tokenizer": "megatron_synE_tools.train_tokenizer:main",
     "syne-extend-tokenizer": "megatron_synE_tools.extend_tokenizer:main",

@@ -19,7 +19,8 @@ say "1/6 Making a tiny teacher, which has learned the form of an answer and noth
 python examples/synthesis/make_teacher.py "$RUN/teacher" --steps "$TEACHER_STEPS"
 
 say "2/6 Starting transformers' OpenAI-compatible server with it"
-transformers serve "$RUN/teacher" --host 127.0.0.1 --port "$PORT" --device cpu >"$RUN/server.log" 2>&1 &
+mkdir -p "$RUN/cache"  # where it looks for models to list
+HF_HUB_CACHE="$RUN/cache" transformers serve "$RUN/teacher" --host 127.0.0.1 --port "$PORT" --device cpu >"$RUN/server.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
 

@@ -143,6 +143,8 @@ def _children(content: Any, kind: Any, where: str) -> Iterator[tuple[str, Any, A
 def _mismatch(content: Any, kind: Any) -> str:
     """What `content` should be; empty where it is of this type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return ""
     if origin in (Union, types.UnionType):
         wanted = [_mismatch(content, own) for own in arguments]
         return "" if "" in wanted else " or ".join(dict.fromkeys(wanted))

@@ -1,13 +1,14 @@
-"""Command line and YAML → JobConfig."""
+"""Command line and YAML → the configuration of a run, or of another job with sections."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megatron_synE.config.fields import read_yaml, unknown_fields, unknown_option, wrong_values
 from megatron_synE.config.job import JobConfig
@@ -18,16 +19,7 @@ USAGE = """torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--
 DESCRIPTION = "Continual pre-training of Llama-3 on megatron-core. The same command starts a run and resumes it."
 HINT = "See --help for every field, --print_config for all values."
 
-
-def job_parser(launch: Launch | None = None) -> ArgumentParser:
-    """The parser: `--config FILE`, `--section.field value`, `--print_config`, `--help`, and a start's own options."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(usage=USAGE, description=DESCRIPTION, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with the sections below")
-    if launch is not None:
-        launch.add_to(parser)
-    parser.add_class_arguments(JobConfig, as_group=False)
-    return parser
+Config = TypeVar("Config")
 
 
 def parse_job(arguments: Sequence[str], launch: Launch | None = None) -> JobConfig:
@@ -39,38 +31,64 @@ def parse_job(arguments: Sequence[str], launch: Launch | None = None) -> JobConf
     Raises:
         ValueError: an unknown key, a value of the wrong type, or a config file that is missing or no YAML.
     """
-    parser = job_parser(launch)
+    add_options = launch.add_to if launch is not None else None
+    job = parse_config(JobConfig, arguments, config_parser(JobConfig, USAGE, DESCRIPTION, add_options))
+    if launch is not None and (problems := launch.problems()):
+        raise ValueError("\n".join(problems))
+    return job
+
+
+def config_parser(
+    kind: type, usage: str, description: str | None, add_options: Callable[[ArgumentParser], None] | None = None
+) -> ArgumentParser:
+    """The parser of a configuration: `--config FILE`, `--section.field value`, `--print_config`, `--help`.
+
+    Args:
+        kind: the dataclass that has the sections.
+        add_options: adds those that are no fields.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(usage=usage, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with the sections below")
+    if add_options is not None:
+        add_options(parser)
+    parser.add_class_arguments(kind, as_group=False)
+    return parser
+
+
+def parse_config(kind: type[Config], arguments: Sequence[str], parser: ArgumentParser) -> Config:
+    """The configuration that the command line describes.
+
+    Raises:
+        ValueError: an unknown key, a value of the wrong type, or a config file that is missing or no YAML.
+    """
+    names = _field_names(kind)
     own_options = [option for action in parser._actions for option in action.option_strings if "." not in option]
-    others = [option for option in own_options if option.removeprefix("--") not in JobConfig.__dataclass_fields__]
-    problems = [*_file_problems(arguments), *_option_problems(arguments, others)]
+    others = [option for option in own_options if option.removeprefix("--") not in names]
+    problems = [*_file_problems(arguments, kind), *_option_problems(arguments, others, kind)]
     if problems:
         raise ValueError("\n".join([*problems, HINT] if any(": unknown" in line for line in problems) else problems))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             namespace = parser.parse_args(list(arguments))
-        job = instantiate(parser, namespace)
+        sections = parser.instantiate_classes(namespace).as_dict()
+        return kind(**{name: value for name, value in sections.items() if name in names})
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ValueError("the command line could not be read; see --help") from None
     except Exception as error:
         contents = list(_contents(arguments))
-        problems = [problem for content in contents for problem in unknown_fields(content, JobConfig)]
-        problems += [problem for content in contents for problem in wrong_values(content, JobConfig)]
+        problems = [problem for content in contents for problem in unknown_fields(content, kind)]
+        problems += [problem for content in contents for problem in wrong_values(content, kind)]
         raise ValueError("\n".join([*(problems or _first_lines(str(error))), HINT])) from None
-    if launch is not None and (problems := launch.problems()):
-        raise ValueError("\n".join(problems))
-    return job
 
 
-def instantiate(parser: ArgumentParser, namespace: Namespace) -> JobConfig:
-    """Build the dataclasses of a parsed namespace."""
-    sections = parser.instantiate_classes(namespace).as_dict()
-    sections.pop("config", None)
-    return JobConfig(**{name: value for name, value in sections.items() if name in JobConfig.__dataclass_fields__})
+def _field_names(kind: Any) -> set[str]:
+    return set(kind.__dataclass_fields__)
 
 
-def _file_problems(arguments: Sequence[str]) -> Iterator[str]:
+def _file_problems(arguments: Sequence[str], kind: type) -> Iterator[str]:
     """Files that cannot be read, and keys in them that no field has."""
     for file in _config_files(arguments):
         try:
@@ -81,15 +99,15 @@ def _file_problems(arguments: Sequence[str]) -> Iterator[str]:
             yield f"{file}: {error}"
         else:
             if isinstance(content, dict):
-                yield from unknown_fields(content, JobConfig)
+                yield from unknown_fields(content, kind)
             else:
                 yield f"{file}: holds no sections; write for instance `data: {{seq_length: 4096}}`"
 
 
-def _option_problems(arguments: Sequence[str], others: Sequence[str]) -> Iterator[str]:
+def _option_problems(arguments: Sequence[str], others: Sequence[str], kind: type) -> Iterator[str]:
     for argument in arguments:
         if argument.startswith("--") and len(argument) > 2:
-            problem = unknown_option(argument.partition("=")[0], JobConfig, others)
+            problem = unknown_option(argument.partition("=")[0], kind, others)
             if problem is not None:
                 yield problem
 

@@ -102,7 +102,7 @@ class DirectChannel:
         self._tls = httpx.create_ssl_context() if url.scheme == "https" else None
         self._connect_seconds, self._timeout_seconds = connect_seconds, timeout_seconds
         # httpx writes and checks the request's head, once; only its length changes from request to request.
-        given = {**headers, "accept-encoding": "identity"}
+        given = {"host": url.netloc.decode("ascii"), **headers, "accept-encoding": "identity"}
         request = httpx.Request("POST", url, headers=given, stream=httpx.ByteStream(b""))
         lines = [b"POST %s HTTP/1.1" % url.raw_path]
         lines += [b"%s: %s" % header for header in request.headers.raw if header[0].lower() != b"transfer-encoding"]

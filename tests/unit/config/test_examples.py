@@ -7,7 +7,8 @@ import re
 import pytest
 
 from megatron_synE.config.model import PRESETS
-from megatron_synE.config.parse import parse_job
+from megatron_synE.config.parse import config_parser, parse_config, parse_job
+from megatron_synE.config.synthesis import SynthesisConfig
 from tests.helpers.commands import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -24,6 +25,7 @@ def slurm_processes() -> int:
     [
         ("quickstart/backbone.yaml", 2, None),
         ("quickstart/quickstart.yaml", 2, "llama3_tiny"),
+        ("synthesis/stage.yaml", 1, None),
         ("llama3_8b/stage1.yaml", slurm_processes(), "llama3_8b"),
         ("llama3_8b/stage2.yaml", slurm_processes(), "llama3_8b"),
     ],
@@ -36,7 +38,12 @@ def test_an_example_has_no_problems(name: str, world_size: int, base: str | None
 def test_every_example_is_tested() -> None:
     names = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")}
     (mark,) = test_an_example_has_no_problems.pytestmark  # type: ignore[attr-defined]
-    assert names == {case[0] for case in mark.args[1]}
+    assert names == {case[0] for case in mark.args[1]} | {"synthesis/synthesis.yaml"}
+
+
+def test_the_synthesis_job_has_no_problems() -> None:
+    arguments = ["--config", str(EXAMPLES / "synthesis" / "synthesis.yaml")]
+    assert parse_config(SynthesisConfig, arguments, config_parser(SynthesisConfig, "", "")).problems() == []
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
