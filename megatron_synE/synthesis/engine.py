@@ -210,11 +210,12 @@ class Engine:
 
     async def _serve(self, row: Pending) -> None:
         """One request, and what follows from its answer."""
+        sent_at = time.monotonic()
         try:
             seed = self._config.sampling.seed + row.attempts
             answer = await self._client.ask(row.task.messages(row.snippet), seed)
         except TransientError as error:
-            self._failed_for_now(row, error)
+            self._failed_for_now(row, error, sent_at)
         except PermanentError as error:
             self._pace.answered()
             self._last_failure = str(error)
@@ -229,11 +230,11 @@ class Engine:
                 self._end_failed_for_good()
             await self._judge(row, answer)
 
-    def _failed_for_now(self, row: Pending, error: TransientError) -> None:
+    def _failed_for_now(self, row: Pending, error: TransientError, sent_at: float) -> None:
         now, pace, config = time.monotonic(), self._pace, self._config.pace
         self._last_failure = str(error)
         if error.is_refusal:
-            pace.refused(now, error.retry_after_seconds)
+            pace.refused(now, sent_at, error.retry_after_seconds)
         else:
             pace.failed(now, is_overload=error.is_overload)
             row.tries += not pace.is_held  # a server that is down for all is no snippet's fault

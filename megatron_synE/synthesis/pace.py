@@ -22,15 +22,23 @@ DECREASE = 0.7
 OVERLOAD_SHARE = 1 / 3
 PERIOD_SECONDS, PERIOD_REQUESTS = 1.0, 20
 """Refusals are counted over periods that are at least so long and have so many requests."""
+PLAIN_REFUSALS, PLAIN_SHARE = 4, 0.3
+"""… or until so many refusals are such a share."""
+FIRST_PERIOD_SECONDS = 0.25
 RATE_MARGIN = 0.98
-RATE_GROWTH_PER_SECOND = 0.02
-"""After a cut; doubles every DOUBLING_SECONDS without one, up to MAX_RATE_GROWTH_PER_SECOND."""
-DOUBLING_SECONDS = 2.0
+MAX_CUT = 0.92
+"""A rate is cut to what was admitted, but not by more at a time: a server that wants even gaps admits every second one
+of requests that come a little too fast."""
+RATE_GROWTH_PER_SECOND = 0.01
+"""After a cut; STEADY_SECONDS later it doubles every DOUBLING_SECONDS, up to MAX_RATE_GROWTH_PER_SECOND."""
+STEADY_SECONDS, DOUBLING_SECONDS = 4.0, 2.0
 MAX_RATE_GROWTH_PER_SECOND = 0.5
 REFUSED_SHARE = 0.03
 """So many refusals are no reason for a cut."""
 MAX_USUAL_SHARE = 0.5
 """Most refusals that are put up with as being usual."""
+NO_HELP = 0.8, 0.7
+"""Cuts have not helped where such a part of the refusals is left, at such a part of the rate that was admitted once."""
 MIN_RATE, MAX_RATE = 0.2, 1e6
 BURST_SECONDS = 0.02
 """Requests of so much time may go at once."""
@@ -59,8 +67,8 @@ class Pace:
         self._allowance, self._allowance_at = 0.0, now
         self._period_since, self._sent, self._refused = now, 0, 0
         self._usual_share = 0.0
-        self._cuts: list[tuple[float, float]] = []
-        """Rate and refused share before each of the cuts since the last period without one."""
+        self._before_cuts: tuple[float, float, float] | None = None
+        """Rate that was sent, rate that was admitted and refused share before the first cut since a period without."""
         self._last_cut = now
         self._failures, self._failing_since = 0, now
         self._hold_seconds, self._held_until = 0.0, -math.inf
@@ -105,12 +113,13 @@ class Pace:
         self._end_of_answer(is_overload=is_overload)
         self._failure(now)
 
-    def refused(self, now: float, retry_after_seconds: float | None) -> None:
-        """One came back with 429."""
+    def refused(self, now: float, sent_at: float, retry_after_seconds: float | None) -> None:
+        """One that was sent at `sent_at` came back with 429."""
         self.in_flight -= 1
         if self.rate is None and self._refused == 0:
-            self._period_since, self._sent = now, 1
-        self._refused += 1
+            self._period_since, self._sent, self._refused = now, 1, 1
+        elif sent_at >= self._period_since:
+            self._refused += 1
         if retry_after_seconds is not None:
             self._asked_until = max(self._asked_until, now + retry_after_seconds)
         if self.rate is None and self._is_period_over(now):
@@ -146,15 +155,19 @@ class Pace:
         if self._is_period_over(now):
             self._end_period(now)
         seconds = now - self._allowance_at
-        growth = RATE_GROWTH_PER_SECOND * 2 ** min((now - self._last_cut) / DOUBLING_SECONDS, 10)
-        self.rate *= 1 + min(growth, MAX_RATE_GROWTH_PER_SECOND) * seconds
+        if self._refused <= self._usual_share * self._sent + 1:
+            growth = RATE_GROWTH_PER_SECOND * 2 ** min(max(now - self._last_cut - STEADY_SECONDS, 0.0) / DOUBLING_SECONDS, 10)
+            self.rate *= 1 + min(growth, MAX_RATE_GROWTH_PER_SECOND) * seconds
         self._allowance = min(self._allowance + self.rate * seconds, max(1.0, self.rate * BURST_SECONDS))
         self._allowance_at = now
         if self.rate > MAX_RATE:
             self.rate = None  # nothing limits any more
 
     def _is_period_over(self, now: float) -> bool:
-        return now - self._period_since >= PERIOD_SECONDS and self._sent >= PERIOD_REQUESTS
+        if self.rate is None:
+            return now - self._period_since >= FIRST_PERIOD_SECONDS and self._sent >= PERIOD_REQUESTS
+        is_plain = self._refused >= PLAIN_REFUSALS and self._refused > PLAIN_SHARE * self._sent
+        return is_plain or (now - self._period_since >= PERIOD_SECONDS and self._sent >= PERIOD_REQUESTS)
 
     def _end_period(self, now: float) -> None:
         share = self._refused / self._sent
@@ -162,22 +175,23 @@ class Pace:
         if share > self._usual_share + REFUSED_SHARE + chance:
             self._cut(now)
         else:
-            self._cuts.clear()
+            self._before_cuts = None
             self._period_since, self._sent, self._refused = now, 0, 0
 
     def _cut(self, now: float) -> None:
         """To what was admitted; or, where earlier cuts did not help, back to where they began."""
         seconds = now - self._period_since
-        share, before = self._refused / self._sent, min(self.rate or math.inf, self._sent / seconds)
-        admitted = (self._sent - self._refused) / seconds
-        self._cuts.append((before, share))
-        first_rate, first_share = self._cuts[0]
-        if before < 0.7 * first_rate and MAX_USUAL_SHARE >= share > 0.6 * first_share:
-            self._usual_share = share
-            self.rate = first_rate
-            self._cuts.clear()
+        share, sent = self._refused / self._sent, self._sent / seconds
+        admitted = sent * (1 - share)
+        if self._before_cuts is None:
+            self._before_cuts = sent, admitted, share
+        first_sent, first_admitted, first_share = self._before_cuts
+        is_no_help = share > NO_HELP[0] * first_share and sent < NO_HELP[1] * first_admitted
+        if is_no_help and share <= MAX_USUAL_SHARE and self._sent >= PERIOD_REQUESTS:
+            self._usual_share, self.rate, self._before_cuts = share, first_sent, None
         else:
-            self.rate = max(admitted * RATE_MARGIN, MIN_RATE)
+            least = MIN_RATE if self.rate is None else self.rate * MAX_CUT
+            self.rate = max(admitted * RATE_MARGIN, least, MIN_RATE)
             self._last_cut = now
         self._allowance, self._allowance_at = min(self._allowance, 0.0), now
         self._period_since, self._sent, self._refused = now, 0, 0
