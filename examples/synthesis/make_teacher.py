@@ -87,6 +87,7 @@ def main() -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.pad_token = tokenizer.eos_token
     model = train(*sequences(tokenizer), len(tokenizer), arguments.steps)
+    model.generation_config.do_sample = True  # else the server takes the likeliest token, whatever the temperature
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
 

@@ -62,7 +62,7 @@ class SamplingConfig:
     max_tokens: int | None = 2048
     """Most tokens of an answer; null leaves it to the server."""
     seed: int = 1234
-    """Of the first answer; the n-th try of a snippet takes seed + n."""
+    """With the snippet and its prompt it makes the seed that is sent; each further try of a snippet sends one more."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request as they are, for instance `{max_completion_tokens: 4096}`."""
 
