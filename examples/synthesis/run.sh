@@ -22,7 +22,8 @@ say "2/6 Starting transformers' OpenAI-compatible server with it"
 mkdir -p "$RUN/cache"  # where it looks for models to list
 HF_HUB_CACHE="$RUN/cache" transformers serve "$RUN/teacher" --host 127.0.0.1 --port "$PORT" --device cpu >"$RUN/server.log" 2>&1 &
 server=$!
-trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
+stop_server() { kill "$server" 2>/dev/null && wait "$server" 2>/dev/null || true; }
+trap stop_server EXIT
 
 say "3/6 Asking for questions and answers; the run waits for the server to come up"
 python tools/synthesize.py run --config examples/synthesis/synthesis.yaml \
@@ -31,7 +32,7 @@ python tools/synthesize.py status --config examples/synthesis/synthesis.yaml
 
 say "4/6 Exporting the documents: no duplicates, nothing of the benchmarks that --benchmark would name"
 python tools/synthesize.py export --config examples/synthesis/synthesis.yaml --output "$RUN/synthesis_en.jsonl"
-kill "$server"
+stop_server
 
 say "5/6 Tokenising them, with what they were made from"
 for source in examples/data/web_en.jsonl "$RUN/synthesis_en.jsonl"; do

@@ -151,6 +151,7 @@ def export_labels(folder: JobFolder, write: Callable[[bytes], object]) -> LabelR
     Raises:
         ValueError: the job is damaged or has no labels.
     """
+    _shards(folder)  # says it where there is no job
     num_passes = int(read_manifest(folder).options["passes"])
     report = LabelReport()
     labelled = ((found.snippet, found.row) for found in _accepted(folder, is_label=True))
@@ -163,12 +164,19 @@ def export_labels(folder: JobFolder, write: Callable[[bytes], object]) -> LabelR
 
 def _accepted(folder: JobFolder, *, is_label: bool = False) -> Iterator[_Candidate]:
     """Accepted documents with their snippets, in the order of the snippets."""
-    shards = SnippetShards.open(folder)
+    shards = _shards(folder)
     snippets = (snippet for number in range(shards.num_shards) for snippet in shards.read(number))
     for row in settled_rows(folder, shards):
         snippet = next(snippet for snippet in snippets if snippet.id == row["id"])
         if row["outcome"] == "accepted" and (row["document"]["task"] == "label") == is_label:
             yield _Candidate(row, snippet)
+
+
+def _shards(folder: JobFolder) -> SnippetShards:
+    try:
+        return SnippetShards.open(folder)
+    except FileNotFoundError:
+        raise ValueError(f"{folder.root}: no job here, or one that has not been started yet; is `job` right?") from None
 
 
 def _first_fates(folder: JobFolder, options: ExportOptions) -> tuple[npt.NDArray[np.int8], list[str], list[str]]:

@@ -87,6 +87,9 @@ def test_a_job_without_documents_says_so(tmp_path: Path) -> None:
         exported(folder)
     with pytest.raises(ValueError, match="no label yet"):
         export_labels(folder, lambda line: None)
+    for export in (exported, lambda folder: export_labels(folder, lambda line: None)):
+        with pytest.raises(ValueError, match="no job here"):
+            export(JobFolder(tmp_path / "none"))
 
 
 def test_repeated_problems_and_near_duplicates_are_written_once(tmp_path: Path) -> None:
