@@ -65,7 +65,8 @@ def test_what_was_trained_on_names_the_page_it_was_made_from(quick_try: tuple[Pa
         page = pages[source["document"] - 1]
         assert page["id"] == source["document_id"]
         assert 0 <= source["begin"] < source["end"] <= len(page["text"])
-        assert metadata["snippet"] == f"web_en:{source['corpus']}:{source['document']}:{source['begin']}-{source['end']}"
+        place = f"{source['corpus']}:{source['document']}:{source['begin']}-{source['end']}"
+        assert metadata["snippet"] == f"web_en:{place}"
         assert metadata["model"] == "runs/synthesis/teacher"
 
 
