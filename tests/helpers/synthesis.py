@@ -1,17 +1,21 @@
 """Synthesis jobs for tests: snippets out of nothing, and a toy task.
 
-    python -m tests.helpers.synthesis CONFIG.json
+    python -m tests.helpers.synthesis CONFIG.json [DIE_AT]
 
-takes part in the job of a configuration, as `tools/synthesize.py run` does in one with prompts.
+takes part in the job of a configuration, as `tools/synthesize.py run` does in one with prompts; and kills itself at its
+DIE_AT-th call that changes a file.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +96,7 @@ def config(root: Path, url: str, **changes: dict[str, Any]) -> SynthesisConfig:
 
 def write_config(path: Path, job: SynthesisConfig) -> Path:
     """For a process of `main`."""
-    sections = {name: vars(value) for name, value in vars(job).items() if name != "job"}
+    sections = {name: asdict(getattr(job, name)) for name in ("endpoint", "sampling", "pace", "prices", "budget")}
     path.write_text(json.dumps({"job": job.job, **sections}))
     return path
 
@@ -108,10 +112,28 @@ def result_files(folder: JobFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder.root / "results").iterdir())}
 
 
+def die_at(number: int) -> None:
+    """Kill this process before its so many-th call that changes a file."""
+    calls = itertools.count(1)
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("write", "pwrite", "fsync", "replace", "link", "unlink"):
+        setattr(os, name, deadly(getattr(os, name)))
+
+
 def main(argv: list[str]) -> int:
     """One process of a job."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     content = json.loads(Path(argv[0]).read_text())
+    if len(argv) > 1:
+        die_at(int(argv[1]))
 
     def body() -> None:
         root, url = Path(content.pop("job")), content["endpoint"]["base_url"]
