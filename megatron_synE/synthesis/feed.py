@@ -156,6 +156,8 @@ class Feed:
             if finished is not None:
                 reopen(self._folder, number)
                 self._results.forget(number)
+            for left in self._folder.rows(number).parent.glob(f"{number:05d}.json*.tmp-*"):
+                left.unlink()  # of a process that was killed while it wrote
             shard = Shard(self._folder, self._shards, number, self._settings, self._tasks)
         except BaseException:
             claim.release()

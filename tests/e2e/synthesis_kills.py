@@ -58,7 +58,9 @@ def play(folder: Path, num_kills: int, num_snippets: int, seed: int, say: Callab
             assert process.returncode == 0, errors.decode()
         toll.num_paid = sum(server.paid.values())
         toll.num_paid_twice = toll.num_paid - len(server.paid)
-    assert result_files(stormy) == result_files(calm), "the finished shards differ"
+    found, wanted = result_files(stormy), result_files(calm)
+    assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
+    assert [name for name in wanted if found[name] != wanted[name]] == []
     assert toll.num_paid_twice <= toll.num_kills * WINDOW, toll
     left = [path.name for name in ("journal", "claims") for path in (stormy.root / name).iterdir()]
     assert left == [], left
@@ -66,8 +68,9 @@ def play(folder: Path, num_kills: int, num_snippets: int, seed: int, say: Callab
 
 
 def kill_again_and_again(
-    job: Path, server: FaultServer, chance: random.Random, num_kills: int, toll: Toll, say: Callable[[str], object]
-) -> None:
+    job: Path, server: FaultServer, chance: random.Random, num_kills: int, toll: Toll, say: Callable[[str], object],
+    longest_seconds: float = 3.0,
+) -> None:  # fmt: skip
     """Until so many were killed, or the job is done."""
     processes: list[subprocess.Popen[bytes]] = []
     done = 0
@@ -77,7 +80,7 @@ def kill_again_and_again(
             processes.append(start(job, die_at))
         paid_before = sum(server.paid.values())
         victim = processes.pop(0)
-        deadline = time.monotonic() + chance.uniform(0.2, 4.0)
+        deadline = time.monotonic() + chance.uniform(0.2, longest_seconds)
         while time.monotonic() < deadline and victim.poll() is None:
             time.sleep(0.01)
         victim.kill()
@@ -98,11 +101,11 @@ def main() -> None:
     """Play and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--snippets", type=int, help="default: 60 for each kill")
+    parser.add_argument("--snippets", type=int, help="default: 120 for each kill")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        num_snippets = arguments.snippets or 60 * arguments.kills
+        num_snippets = arguments.snippets or 120 * arguments.kills
         print(play(Path(name), arguments.kills, num_snippets, arguments.seed, print))
 
 

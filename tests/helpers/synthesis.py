@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +31,12 @@ from megatron_synE.config.synthesis import (
 )  # fmt: skip
 from megatron_synE.synthesis.folder import JobFolder, durable_file
 from megatron_synE.synthesis.run import Ending, run_job
+from megatron_synE.synthesis.status import job_status
 from megatron_synE.synthesis.task import Accepted, ContentError, Rejected, Snippet, Task
-from tests.helpers.fault_server import MODEL
+from tests.helpers.fault_server import MODEL, answer_text
 
 KINDS = ("toy", "other")
+PRICES = PricesConfig(prompt_per_million=1.0, completion_per_million=2.0)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,23 @@ def rows_of(folder: JobFolder) -> list[dict[str, Any]]:
 def result_files(folder: JobFolder) -> dict[str, bytes]:
     """Name → content of all finished files."""
     return {path.name: path.read_bytes() for path in sorted((folder.root / "results").iterdir())}
+
+
+def check_ledger(folder: JobFolder, num_snippets: int, *, attempts: int = 3) -> Counter[tuple[str, str]]:
+    """Every snippet once and in order; each accepted document is the server's sound answer; sums are those of rows."""
+    rows = rows_of(folder)
+    assert [row["id"] for row in rows] == [f"web:{number}:0-10" for number in range(num_snippets)]
+    for number, row in enumerate(rows):
+        text = f"{row['kind']} 1: text {number}"
+        sound = [answer_text([{"role": "user", "content": text}], 1234 + attempt) for attempt in range(attempts)]
+        assert row["outcome"] != "accepted" or row["document"]["text"] in sound
+        assert ("document" in row) == (row["outcome"] == "accepted")
+        assert row["usage"] == {"prompt_tokens": 10 * row["attempts"], "completion_tokens": 20 * row["attempts"]}
+    status = job_status(folder, PRICES)
+    total = status.rows.total()
+    assert (status.to_do, total.settled, status.owners) == (0, num_snippets, {})
+    assert total.counts["answers"] == sum(row["attempts"] for row in rows)
+    return Counter((row["outcome"], row["reason"]) for row in rows)
 
 
 def die_at(number: int) -> None:

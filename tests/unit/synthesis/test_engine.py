@@ -15,33 +15,23 @@ from typing import Any
 import orjson
 import pytest
 
-from megatron_synE.config.synthesis import PricesConfig
 from megatron_synE.synthesis.client import EndpointError
 from megatron_synE.synthesis.engine import Engine
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
 from megatron_synE.synthesis.journal import settled_rows
 from megatron_synE.synthesis.status import job_status
-from tests.helpers.fault_server import ANSWER_FAULTS, FAULTS, LASTING_FAULTS, Behaviour, answer_text, fault_server
-from tests.helpers.synthesis import ToyTask, ToyTasks, config, prepare, result_files, rows_of, run_toy
-
-PRICES = PricesConfig(prompt_per_million=1.0, completion_per_million=2.0)
-
-
-def check_ledger(folder: JobFolder, num_snippets: int, *, attempts: int = 3) -> Counter[tuple[str, str]]:
-    """Every snippet once and in order; each accepted document is the server's sound answer; sums are those of rows."""
-    rows = rows_of(folder)
-    assert [row["id"] for row in rows] == [f"web:{number}:0-10" for number in range(num_snippets)]
-    for number, row in enumerate(rows):
-        text = f"{row['kind']} 1: text {number}"
-        sound = [answer_text([{"role": "user", "content": text}], 1234 + attempt) for attempt in range(attempts)]
-        assert row["outcome"] != "accepted" or row["document"]["text"] in sound
-        assert ("document" in row) == (row["outcome"] == "accepted")
-        assert row["usage"] == {"prompt_tokens": 10 * row["attempts"], "completion_tokens": 20 * row["attempts"]}
-    status = job_status(folder, PRICES)
-    total = status.rows.total()
-    assert (status.to_do, total.settled, status.owners) == (0, num_snippets, {})
-    assert total.counts["answers"] == sum(row["attempts"] for row in rows)
-    return Counter((row["outcome"], row["reason"]) for row in rows)
+from tests.helpers.fault_server import ANSWER_FAULTS, FAULTS, LASTING_FAULTS, Behaviour, fault_server
+from tests.helpers.synthesis import (
+    PRICES,
+    ToyTask,
+    ToyTasks,
+    check_ledger,
+    config,
+    prepare,
+    result_files,
+    rows_of,
+    run_toy,
+)  # fmt: skip
 
 
 def test_a_healthy_server_answers_each_snippet_once(tmp_path: Path) -> None:
