@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host import peak_memory_mb, processor_name
 
 from megatron_synE.corpus import llama3
 from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
@@ -79,18 +80,6 @@ def write_inputs(inputs: list[str], directory: Path, num_bytes: int) -> int:
     pyarrow.parquet.write_table(table, directory / "parquet.parquet", row_group_size=10_000, compression="zstd")
     os.sync()  # or the first measurement would wait for these files to reach the disk
     return size
-
-
-def processor_name() -> str:
-    """What /proc calls the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-
-
-def peak_memory_mb() -> float:
-    """Most resident memory of this process so far, 10^6 bytes (getrusage would count the parent's before exec)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 
 
 def measure_gigatoken(directory: Path, model: str) -> dict[str, float]:

@@ -33,8 +33,9 @@ SYNC_SECONDS = 1.0
 BEAT_SECONDS = 5.0
 REFRESH_SHARE = 0.02
 """Most of its time that a process looks what the others have done."""
-BUDGET_SECONDS = 0.1
-"""Between two comparisons with the budget, while it is far away."""
+BUDGET_SECONDS = 1.0
+BUDGET_LOOKS = 0.1
+"""The budget is looked at after so long, or after such a part of the requests that are left by it."""
 PERMANENT_FAILURES = 20
 """So many in a row, without one answer, are the fault of the endpoint or of the job, not of the snippets."""
 FIRST_ANSWER_STATUSES = {403, 404, 405}
@@ -71,7 +72,7 @@ class Engine:
         """Held while journals are brought to the disk: none may be closed meanwhile."""
         self._disk_threads = ThreadPoolExecutor(2, "disk")
         self._commits: set[asyncio.Task[None]] = set()
-        self._share_used, self._limit_name, self._next_budget = 0.0, "", -math.inf
+        self._share_used, self._limit_name, self._next_budget, self._free_looks = 0.0, "", -math.inf, 0
         self._stopped = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -412,7 +413,11 @@ class Engine:
     def _has_budget(self, now: float) -> bool:
         if not self._budget.is_limited:
             return True
-        if now >= self._next_budget:
-            self._share_used, self._limit_name = self._budget.used(*self._sums(), self._busy)
-            self._next_budget = now + (BUDGET_SECONDS if self._share_used < 0.9 else 0.0)
+        if now >= self._next_budget or self._free_looks <= 0:
+            rows, paid = self._sums()
+            self._share_used, self._limit_name = self._budget.used(rows, paid, self._busy)
+            self._next_budget = now + BUDGET_SECONDS
+            left = (1 - self._share_used) / max(self._share_used, 1e-9)
+            self._free_looks = int(BUDGET_LOOKS * left * paid.total().counts["answers"])
+        self._free_looks -= 1
         return self._share_used < 1

@@ -137,16 +137,18 @@ class Feed:
     def _open(self, number: int) -> bool:
         """Claim a shard that has rows to be made."""
         finished = self._results.finished.get(number)
-        has_journal = self._folder.journal(number).exists
-        if finished is not None and self._fits(finished) and not has_journal():
+        journal, claim_path = self._folder.journal(number), self._folder.claim(number)
+        is_done = finished is not None and self._fits(finished)
+        if is_done and not journal.exists() and not claim_path.exists():
             return False
-        claim = self._claims.take(self._folder.claim(number))
+        claim = self._claims.take(claim_path)
         if claim is None:
-            self._held_by_others.append(number)
+            if not is_done:
+                self._held_by_others.append(number)
             return False
         try:
             finished = FinishedShard.read(self._folder, number)
-            if finished is not None and has_journal():
+            if finished is not None and journal.exists():
                 tidy(self._folder, number)
             if finished is not None and self._fits(finished):
                 claim.release()
@@ -154,6 +156,8 @@ class Feed:
             if finished is not None:
                 reopen(self._folder, number)
                 self._results.forget(number)
+            for left in self._folder.rows(number).parent.glob(f"{number:05d}.json*.tmp-*"):
+                left.unlink()  # of a process that was killed while it wrote
             shard = Shard(self._folder, self._shards, number, self._settings, self._tasks)
         except BaseException:
             claim.release()

@@ -78,6 +78,10 @@ class Paid(NamedTuple):
         """Of both."""
         return Paid(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
 
+    def to_json(self) -> dict[str, int]:
+        """As a row has it."""
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+
 
 NOTHING_PAID = Paid(0, 0)
 
@@ -155,7 +159,7 @@ class Shard:
             DiskFull: it could not be written.
         """
         self._append({"identity": row.identity, "kind": row.task.kind, "attempt": row.attempts, "reason": reason,
-                      "usage": answer._asdict()})  # fmt: skip
+                      "usage": answer.to_json()})  # fmt: skip
         count_answer(self.paid, row.task.kind, answer)
 
     def settle(
@@ -167,14 +171,14 @@ class Shard:
             DiskFull: it could not be written.
         """
         content = {"id": row.snippet.id, "identity": row.identity, "kind": row.task.kind, "outcome": outcome,
-                   "reason": reason, "usage": row.paid._asdict(), "model": self._model,
+                   "reason": reason, "usage": row.paid.to_json(), "model": self._model,
                    "attempts": row.attempts}  # fmt: skip
         if document is not None:
             content["document"] = document
         self._places[row.index] = self._append(content)
         count_row(self.tallies, content)
-        last = {"usage": (answer or NOTHING_PAID)._asdict(), "attempts": int(answer is not None)}
-        count_row(self.paid, {**content, **last})
+        last = answer or NOTHING_PAID
+        count_row(self.paid, {**content, "usage": last.to_json(), "attempts": int(answer is not None)})
 
     def sync(self) -> None:
         """Bring the journal to the disk."""

@@ -156,7 +156,8 @@ class Pace:
             self._end_period(now)
         seconds = now - self._allowance_at
         if self._refused <= self._usual_share * self._sent + 1:
-            growth = RATE_GROWTH_PER_SECOND * 2 ** min(max(now - self._last_cut - STEADY_SECONDS, 0.0) / DOUBLING_SECONDS, 10)
+            doublings = max(now - self._last_cut - STEADY_SECONDS, 0.0) / DOUBLING_SECONDS
+            growth = RATE_GROWTH_PER_SECOND * 2 ** min(doublings, 10)
             self.rate *= 1 + min(growth, MAX_RATE_GROWTH_PER_SECOND) * seconds
         self._allowance = min(self._allowance + self.rate * seconds, max(1.0, self.rate * BURST_SECONDS))
         self._allowance_at = now

@@ -88,11 +88,8 @@ class Budget:
 
     def __init__(self, budget: BudgetConfig, prices: PricesConfig) -> None:
         self._budget, self._prices = budget, prices
-
-    @property
-    def is_limited(self) -> bool:
+        self.is_limited = budget != BudgetConfig()
         """Whether there is any limit."""
-        return self._budget != BudgetConfig()
 
     def used(self, rows: Tallies, paid: Tallies, num_in_flight: int = 0) -> tuple[float, str]:
         """The largest share that is used of any limit, those in flight taken to cost the mean; and that limit's name.

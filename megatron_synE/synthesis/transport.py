@@ -8,6 +8,7 @@ connections, each an ``asyncio.Protocol``. Both raise httpx's errors.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -108,15 +109,23 @@ class DirectChannel:
         lines += [b"%s: %s" % header for header in request.headers.raw if header[0].lower() != b"transfer-encoding"]
         self._head = b"\r\n".join(lines) + b"\r\ncontent-length: "
         self._idle: list[_Connection] = []
+        self._deadlines: dict[_Connection, float] = {}
+        """Of the connections with a request, in the order in which they were sent: all have the same time."""
+        self._timer: asyncio.TimerHandle | None = None
 
     async def post(self, body: bytes) -> Reply:
         """See Channel."""
         connection = self._take_idle() or await self._connect()
+        self._deadlines[connection] = time.monotonic() + self._timeout_seconds
+        if self._timer is None:
+            self._watch()
         try:
-            reply = await connection.request(b"%s%d\r\n\r\n%s" % (self._head, len(body), body), self._timeout_seconds)
+            reply = await connection.request(b"%s%d\r\n\r\n%s" % (self._head, len(body), body))
         except BaseException:
             connection.abort()
             raise
+        finally:
+            del self._deadlines[connection]
         if connection.is_reusable:
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
@@ -126,8 +135,20 @@ class DirectChannel:
 
     async def aclose(self) -> None:
         """See Channel."""
+        if self._timer is not None:
+            self._timer.cancel()
         while self._idle:
             self._idle.pop().abort()
+
+    def _watch(self) -> None:
+        """Fail the requests whose time is over; one timer for all of them is cheaper than one each."""
+        now = time.monotonic()
+        next_deadline = next((deadline for deadline in self._deadlines.values() if deadline > now), None)
+        for connection in [*itertools.takewhile(lambda own: self._deadlines[own] <= now, self._deadlines)]:
+            connection.fail(httpx.ReadTimeout(f"no answer in {self._timeout_seconds:g} s"))
+        self._timer = None
+        if next_deadline is not None:
+            self._timer = asyncio.get_running_loop().call_later(next_deadline - now, self._watch)
 
     def _take_idle(self) -> _Connection | None:
         earliest = time.monotonic() - IDLE_SECONDS
@@ -169,18 +190,13 @@ class _Connection(asyncio.Protocol):
         self.is_reusable = True
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Reply] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
         self._reset()
 
-    def request(self, message: bytes, timeout_seconds: float) -> asyncio.Future[Reply]:
+    def request(self, message: bytes) -> asyncio.Future[Reply]:
         """Send; the future fails with an httpx.TransportError."""
         assert self._transport is not None and self._answer is None
-        loop = asyncio.get_running_loop()
-        answer = self._answer = loop.create_future()
+        answer = self._answer = asyncio.get_running_loop().create_future()
         self._reset()
-        self._deadline = loop.call_later(
-            timeout_seconds, self._fail, httpx.ReadTimeout(f"no answer in {timeout_seconds:g} s")
-        )
         self._transport.write(message)
         return answer
 
@@ -202,7 +218,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parse()
         except _Malformed as error:
-            self._fail(httpx.RemoteProtocolError(str(error)))
+            self.fail(httpx.RemoteProtocolError(str(error)))
 
     def eof_received(self) -> None:
         self.is_reusable = False
@@ -212,7 +228,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.is_reusable = False
         how = "reset" if error is not None else "closed"
-        self._fail(httpx.RemoteProtocolError(f"connection {how} before the end of the answer"))
+        self.fail(httpx.RemoteProtocolError(f"connection {how} before the end of the answer"))
 
     def _reset(self) -> None:
         self._buffer = bytearray()
@@ -229,7 +245,7 @@ class _Connection(asyncio.Protocol):
                 if len(self._buffer) > MAX_HEAD_BYTES:
                     raise _Malformed("no end of the headers")
                 return
-            self._parse_head(bytes(self._buffer[:end]))
+            self._parse_head(self._buffer[:end].decode("latin-1"))
             del self._buffer[: end + 4]
         if self._is_chunked:
             self._parse_chunks()
@@ -240,25 +256,25 @@ class _Connection(asyncio.Protocol):
             self.is_reusable = self.is_reusable and len(self._buffer) == self._length
             self._finish(bytes(self._buffer[: self._length]))
 
-    def _parse_head(self, head: bytes) -> None:
-        first, *lines = head.split(b"\r\n")
-        version, _, rest = first.partition(b" ")
+    def _parse_head(self, head: str) -> None:
+        first, *lines = head.split("\r\n")
+        version, _, rest = first.partition(" ")
         code = rest[:3]
-        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not code.isdigit():
+        if version not in ("HTTP/1.1", "HTTP/1.0") or not (code.isascii() and code.isdigit()):
             raise _Malformed("the answer is no HTTP")
         status = int(code)
         if 100 <= status < 200:
             return  # an announcement; the answer follows
         headers = self._headers
         for line in lines:
-            name, colon, value = line.decode("latin-1").partition(":")
+            name, colon, value = line.partition(":")
             name, value = name.lower(), value.strip()
             if not colon or not name or (name == "content-length" and headers.get(name, value) != value):
                 raise _Malformed("a header without a name, or two content lengths")
             headers[name] = value
         self._status = status
         connection, encoding = headers.get("connection", "").lower(), headers.get("transfer-encoding", "").lower()
-        if connection == "close" or (version == b"HTTP/1.0" and connection != "keep-alive"):
+        if connection == "close" or (version == "HTTP/1.0" and connection != "keep-alive"):
             self.is_reusable = False
         if encoding:
             if encoding != "chunked":
@@ -306,7 +322,8 @@ class _Connection(asyncio.Protocol):
         if answer is not None:
             answer.set_result(Reply(self._status, self._headers, body))
 
-    def _fail(self, error: httpx.TransportError) -> None:
+    def fail(self, error: httpx.TransportError) -> None:
+        """End the request, if there is one, with this error."""
         self.is_reusable = False
         answer = self._end()
         if answer is not None:
@@ -314,8 +331,6 @@ class _Connection(asyncio.Protocol):
 
     def _end(self) -> asyncio.Future[Reply] | None:
         answer, self._answer = self._answer, None
-        if self._deadline is not None:
-            self._deadline.cancel()
         return answer if answer is not None and not answer.done() else None
 
 

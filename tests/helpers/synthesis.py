@@ -1,17 +1,22 @@
 """Synthesis jobs for tests: snippets out of nothing, and a toy task.
 
-    python -m tests.helpers.synthesis CONFIG.json
+    python -m tests.helpers.synthesis CONFIG.json [DIE_AT]
 
-takes part in the job of a configuration, as `tools/synthesize.py run` does in one with prompts.
+takes part in the job of a configuration, as `tools/synthesize.py run` does in one with prompts; and kills itself at its
+DIE_AT-th call that changes a file.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +31,12 @@ from megatron_synE.config.synthesis import (
 )  # fmt: skip
 from megatron_synE.synthesis.folder import JobFolder, durable_file
 from megatron_synE.synthesis.run import Ending, run_job
+from megatron_synE.synthesis.status import job_status
 from megatron_synE.synthesis.task import Accepted, ContentError, Rejected, Snippet, Task
-from tests.helpers.fault_server import MODEL
+from tests.helpers.fault_server import MODEL, answer_text
 
 KINDS = ("toy", "other")
+PRICES = PricesConfig(prompt_per_million=1.0, completion_per_million=2.0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def config(root: Path, url: str, **changes: dict[str, Any]) -> SynthesisConfig:
 
 def write_config(path: Path, job: SynthesisConfig) -> Path:
     """For a process of `main`."""
-    sections = {name: vars(value) for name, value in vars(job).items() if name != "job"}
+    sections = {name: asdict(getattr(job, name)) for name in ("endpoint", "sampling", "pace", "prices", "budget")}
     path.write_text(json.dumps({"job": job.job, **sections}))
     return path
 
@@ -108,10 +115,45 @@ def result_files(folder: JobFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder.root / "results").iterdir())}
 
 
+def check_ledger(folder: JobFolder, num_snippets: int, *, attempts: int = 3) -> Counter[tuple[str, str]]:
+    """Every snippet once and in order; each accepted document is the server's sound answer; sums are those of rows."""
+    rows = rows_of(folder)
+    assert [row["id"] for row in rows] == [f"web:{number}:0-10" for number in range(num_snippets)]
+    for number, row in enumerate(rows):
+        text = f"{row['kind']} 1: text {number}"
+        sound = [answer_text([{"role": "user", "content": text}], 1234 + attempt) for attempt in range(attempts)]
+        assert row["outcome"] != "accepted" or row["document"]["text"] in sound
+        assert ("document" in row) == (row["outcome"] == "accepted")
+        assert row["usage"] == {"prompt_tokens": 10 * row["attempts"], "completion_tokens": 20 * row["attempts"]}
+    status = job_status(folder, PRICES)
+    total = status.rows.total()
+    assert (status.to_do, total.settled, status.owners) == (0, num_snippets, {})
+    assert total.counts["answers"] == sum(row["attempts"] for row in rows)
+    return Counter((row["outcome"], row["reason"]) for row in rows)
+
+
+def die_at(number: int) -> None:
+    """Kill this process before its so many-th call that changes a file."""
+    calls = itertools.count(1)
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("write", "pwrite", "fsync", "replace", "link", "unlink"):
+        setattr(os, name, deadly(getattr(os, name)))
+
+
 def main(argv: list[str]) -> int:
     """One process of a job."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     content = json.loads(Path(argv[0]).read_text())
+    if len(argv) > 1:
+        die_at(int(argv[1]))
 
     def body() -> None:
         root, url = Path(content.pop("job")), content["endpoint"]["base_url"]

@@ -110,8 +110,11 @@ def test_a_silent_server_is_left_after_the_timeout() -> None:
         server = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         channel = DirectChannel(httpx.URL(f"http://127.0.0.1:{port}/"), {}, 5.0, 0.05)
-        with pytest.raises(httpx.ReadTimeout, match=r"no answer in 0\.05 s"):
-            await channel.post(b"{}")
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout, match=r"no answer in 0\.05 s"):
+                await channel.post(b"{}")
+        failed = await asyncio.gather(*[channel.post(b"{}") for _ in range(3)], return_exceptions=True)
+        assert [type(error) for error in failed] == [httpx.ReadTimeout] * 3
         server.close()
 
     asyncio.run(run())
