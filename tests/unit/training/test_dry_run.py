@@ -165,3 +165,12 @@ def test_a_hugging_face_model_that_cannot_be_started_from(arguments: list[str], 
     weights = hf_dir / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert f"checkpoint.init_from_hf: {weights}: not a whole safetensors file" in refused(arguments)
+
+
+def test_indices_that_the_run_could_not_keep(arguments: list[str], tmp_path: Path) -> None:
+    """Corpora in a folder that is only read, and no cache_dir elsewhere: the dry run itself does without."""
+    message = refused([*arguments, "--data.cache_dir", str(tmp_path / "job.yaml" / "cache")])
+    assert "data.cache_dir: cannot write" in message and "name a folder that is writable" in message
+    elsewhere = str(tmp_path / "new" / "cache")
+    assert told([*arguments, "--data.cache_dir", elsewhere])[-1] == "the run would start"
+    assert not Path(elsewhere).exists()
