@@ -52,7 +52,7 @@ def write_corpora(folder: Path) -> None:
     """24 corpora of documents of about 800 tokens, uint16."""
     import numpy as np
 
-    from megatron_synE.corpus.indexed import IndexedCorpusWriter
+    from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 
     rng = np.random.default_rng(0)
     for name in names():
@@ -198,7 +198,8 @@ def index(folder: str, num_documents: int) -> dict[str, float]:
 
     from megatron_synE.config.data import SourceConfig
     from megatron_synE.corpus.annotations import write_annotation
-    from megatron_synE.corpus.indexed import IndexedCorpus, IndexedCorpusWriter
+    from megatron_synE.corpus.indexed import IndexedCorpus
+    from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
     from megatron_synE.data.cache import IndexCache
     from megatron_synE.data.components import Component, Source
 

@@ -1,8 +1,9 @@
 """Tokenise raw text into a Megatron corpus: ``{output-prefix}_{key}_document.bin/.idx`` for every JSON key.
 
-Input is JSON lines (plain, .gz or .zst) or parquet; several files, directories or globs, each in natural order (part-2
-before part-10). A bad line (malformed JSON, missing key, not UTF-8, empty document) is left out, counted and reported.
-Characters that spell a special token are ordinary text.
+Input is JSON lines or plain text (as they are, .gz or .zst) or parquet; several files, directories or globs, each in
+natural order (part-2 before part-10), or - for standard input. A bad line (malformed JSON, missing key, not UTF-8,
+empty document) is left out, counted and reported. Beside each corpus lies a table that says from which file and line
+every document came (.documents.arrow). A killed command is repeated as it was, and goes on where it stopped.
 """
 
 import argparse
@@ -10,24 +11,46 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 
-from megatron_synE.corpus.preprocess import PreprocessOptions, Progress, describe_skipped, preprocess
-from megatron_synE.corpus.readers import expand_inputs
+from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
+from megatron_synE.corpus.progress import TokenisingBar, describe_skipped
+from megatron_synE.corpus.readers import BLANK_LINE, WHOLE_FILE, expand_inputs
 from megatron_synE.corpus.tokenizers import TOKENIZER_TYPES, build_tokenizer
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", nargs="+", required=True, help="files, directories or globs")
+    parser.add_argument("--input", nargs="+", required=True, help="files, directories, globs, or - for standard input")
     parser.add_argument("--output-prefix", required=True, help="path and beginning of the output's names")
     parser.add_argument("--json-keys", nargs="+", default=["text"], help="one corpus is made of each (default: text)")
-    parser.add_argument("--tokenizer-type", choices=TOKENIZER_TYPES, default="auto")
+    parser.add_argument("--id-key", help="JSON key of the document's id in the document table")
+    parser.add_argument(
+        "--keep-keys", nargs="+", default=[], help="JSON keys that the document table keeps: url, source, date ..."
+    )
+    parser.add_argument("--topic-key", help="JSON key of a label that is stored as the document's topic annotation")
+    parser.add_argument(
+        "--tokenizer-type", choices=TOKENIZER_TYPES, default="auto", help="auto (default) looks at the files"
+    )
     parser.add_argument("--tokenizer-model", required=True, help="directory, tokenizer.json or .model, or hub name")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-text token")
+    parser.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="characters that spell a special token become it; by default they are ordinary text",
+    )
+    parser.add_argument(
+        "--separator",
+        help=f"between the documents of plain text: {WHOLE_FILE} (default; a file is one document), {BLANK_LINE}, or "
+        r"characters, with \n for a new line; with it, standard input is plain text, else JSON lines",
+    )
+    parser.add_argument(
+        "--split-sentences",
+        action="store_true",
+        help="each sentence becomes a sequence ({key}_sentence): Chinese by its punctuation, else nltk's punkt, with "
+        "its English model where nltk finds it (punkt_tab), else untrained",
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -35,14 +58,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="1 (default): one process, in which gigatoken's threads use all cores (RAYON_NUM_THREADS limits them); "
         "more: so many processes on a core each, for machines with many cores",
     )
-    parser.add_argument(
-        "--split-sentences",
-        action="store_true",
-        help="each sentence becomes a sequence ({key}_sentence); nltk's punkt rule for Latin script, untrained",
-    )
-    parser.add_argument("--topic-key", help="JSON key of a label that is stored as the document's topic annotation")
+    parser.add_argument("--overwrite", action="store_true", help="replace a corpus of the same name")
     parser.add_argument("--strict", action="store_true", help="a bad line is an error")
-    parser.add_argument("--log-interval", type=int, help="print a line whenever so many more documents are done")
+    parser.add_argument(
+        "--log-interval",
+        type=int,
+        help="print a line whenever so many more documents are done (default: a live line on a terminal, else a line "
+        "now and then)",
+    )
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """What was given, after checks that need no file."""
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     for name in ("workers", "log_interval"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
@@ -52,55 +81,44 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-@contextmanager
-def progress_reporter(log_interval: int | None) -> Iterator[Callable[[Progress], None]]:
-    """A live line on a terminal, a printed line every ``log_interval`` documents if asked for, else silence."""
-    from rich.console import Console
-
-    console, start, printed = Console(stderr=True), time.monotonic(), 0
-
-    def line(progress: Progress) -> str:
-        rate = progress.num_bytes / 1e6 / max(time.monotonic() - start, 1e-9)
-        return f"{progress.num_documents:,} documents, {progress.num_tokens:,} tokens, {rate:.1f} MB/s"
-
-    if log_interval is None and console.is_terminal:
-        with console.status("reading") as status:
-            yield lambda progress: status.update(line(progress))
-        return
-
-    def report(progress: Progress) -> None:
-        nonlocal printed
-        if log_interval is not None and progress.num_documents // log_interval > printed:
-            printed = progress.num_documents // log_interval
-            print(line(progress), file=sys.stderr, flush=True)
-
-    yield report
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit status: 0, or 1 after one message about what is wrong."""
     arguments = parse_arguments(argv)
     logging.basicConfig(format="preprocess_data: %(message)s", level=logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cannot be gone on with is removed
     options = PreprocessOptions(
         keys=tuple(arguments.json_keys),
         label_key=arguments.topic_key,
+        id_key=arguments.id_key,
+        keep_keys=tuple(arguments.keep_keys),
         append_eod=arguments.append_eod,
         split_sentences=arguments.split_sentences,
         strict=arguments.strict,
+        separator=arguments.separator,
     )
     start = time.monotonic()
     try:
         files = expand_inputs(arguments.input)
-        tokenizer = build_tokenizer(arguments.tokenizer_type, arguments.tokenizer_model)
-        with progress_reporter(arguments.log_interval) as on_progress:
+        tokenizer = build_tokenizer(
+            arguments.tokenizer_type,
+            arguments.tokenizer_model,
+            special_tokens_in_text=arguments.parse_special_tokens,
+        )
+        if not options.append_eod:
+            print(
+                "preprocess_data: documents get no end-of-text token (--append-eod gives it): a model trained on them "
+                "does not learn where a text ends",
+                file=sys.stderr,
+            )
+        with TokenisingBar(arguments.log_interval) as bar:
             prefixes, progress = preprocess(
                 files,
                 arguments.output_prefix,
                 tokenizer,
                 options,
                 num_workers=arguments.workers,
-                on_progress=on_progress,
+                overwrite=arguments.overwrite,
+                on_progress=bar.show,
             )
     except (ValueError, OSError) as error:
         print(f"preprocess_data: {error}", file=sys.stderr)
@@ -109,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         print("preprocess_data: a worker process died (out of memory?); use fewer --workers", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("preprocess_data: interrupted; nothing was written", file=sys.stderr)
+        print("preprocess_data: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     if progress.skipped:
         print(describe_skipped(progress), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The ``.bin/.idx`` corpus as Megatron writes it: a memory-mapped reader, and a writer that leaves nothing by halves.
+"""The ``.bin/.idx`` corpus as Megatron writes it, memory-mapped; ``indexed_writer`` writes it.
 
 ``.idx`` (little-endian, unpadded): ``MMIDIDX\\0\\0``, u64 version 1, u8 dtype code, u64 S sequences, u64 D + 1 for
 D documents, i32[S] sequence lengths in tokens, i64[S] byte offsets into ``.bin``, i64[D + 1] document boundaries in
@@ -7,18 +7,15 @@ sequences. ``.bin`` holds the tokens and nothing else. Both are byte-identical t
 """
 
 import contextlib
-import fcntl
-import glob
 import hashlib
 import json
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +41,6 @@ UINT16_VOCAB_LIMIT = 65_500
 """Below this vocabulary size Megatron stores tokens as uint16, from it on as int32."""
 
 HASH_BLOCK_BYTES = 16 << 20
-SYNC_BYTES = 32 << 20
-"""A writer brings what it has written safely to disk whenever it is so much."""
 
 
 def token_dtype(vocab_size: int) -> type[np.integer]:
@@ -208,146 +203,6 @@ class IndexedCorpus:
         return self.metadata.get("tokenizer")
 
 
-class IndexedCorpusWriter:
-    """Writes a corpus aside and gives it its final name in ``finalize``; a context manager that else leaves no trace.
-
-    While it lives it holds a lock on its temporary ``.bin``: a second writer of the same prefix is refused, and what a
-    killed one left behind is removed by the next.
-
-    Raises:
-        ValueError: another process is writing the same prefix.
-    """
-
-    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike) -> None:
-        self.prefix, self.dtype = str(prefix), np.dtype(dtype)
-        if self.dtype not in CODE_OF_DTYPE:
-            raise ValueError(f"{prefix}: tokens cannot be stored as {self.dtype}")
-        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale_temporaries(self.prefix)
-        self._bin_temporary = self._temporary("bin")
-        self._bin: IO[bytes] = open(self._bin_temporary, "wb")  # noqa: SIM115 - closed by finalize or abort
-        fcntl.flock(self._bin, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._bin_hash, self._unsynced_bytes = hashlib.sha256(), 0
-        self._lengths: list[npt.NDArray[np.int32]] = []
-        self._sequences_per_document: list[npt.NDArray[np.int32]] = []
-        self._open = True
-        self.num_documents = 0
-        self.num_tokens = 0
-
-    def add_documents(
-        self,
-        tokens: npt.NDArray[Any],
-        lengths: npt.NDArray[np.integer],
-        sequences_per_document: npt.NDArray[np.integer] | None = None,
-    ) -> None:
-        """Append documents.
-
-        Args:
-            tokens: [sum(lengths)] their tokens end to end, of any integer dtype that fits the corpus's.
-            lengths: [sequences] tokens per sequence.
-            sequences_per_document: [documents] sequences per document; None where each document is one sequence.
-        """
-        assert self._open, "the writer is closed"
-        lengths_int32: npt.NDArray[np.int32] = np.asarray(lengths, dtype=np.int32)
-        if sequences_per_document is None:
-            sequences_per_document = np.ones(len(lengths), dtype=np.int32)
-        assert int(lengths.sum(dtype=np.int64)) == len(tokens)
-        assert int(np.sum(sequences_per_document, dtype=np.int64)) == len(lengths)
-        data = np.ascontiguousarray(tokens, dtype=self.dtype).view(np.uint8).data
-        self._bin.write(data)
-        self._bin_hash.update(data)
-        self._unsynced_bytes += len(data)
-        if self._unsynced_bytes >= SYNC_BYTES:  # while others compute, and not all at the end
-            _flush_to_disk(self._bin)
-            self._unsynced_bytes = 0
-        self._lengths.append(lengths_int32)
-        self._sequences_per_document.append(np.asarray(sequences_per_document, dtype=np.int32))
-        self.num_documents += len(sequences_per_document)
-        self.num_tokens += len(tokens)
-
-    def finalize(self, metadata: dict[str, Any] | None = None) -> str:
-        """Put the corpus in place and return its fingerprint.
-
-        The old ``.idx`` of the prefix goes first and the new one comes last: whenever an ``.idx`` stands under the
-        final name, it belongs to the ``.bin`` beside it.
-
-        Args:
-            metadata: further entries of the sidecar, for example ``tokenizer``.
-
-        Raises:
-            ValueError: no document was added.
-        """
-        if not self.num_documents:
-            self.abort()
-            raise ValueError(f"{self.prefix}: no document to write; the input holds none that is usable")
-        _flush_to_disk(self._bin)
-        idx_temporary, idx_hash = self._temporary("idx"), hashlib.sha256()
-        with open(idx_temporary, "wb") as file:
-            for block in self._index_blocks():
-                file.write(block)
-                idx_hash.update(block)
-            _flush_to_disk(file)
-        fingerprint = combined_fingerprint(self._bin_hash.hexdigest(), idx_hash.hexdigest())
-        sidecar = {
-            "format_version": SIDECAR_FORMAT_VERSION,
-            "fingerprint": fingerprint,
-            "num_documents": self.num_documents,
-            "num_sequences": sum(map(len, self._lengths)),
-            "num_tokens": self.num_tokens,
-            "dtype": self.dtype.name,
-            **(metadata or {}),
-            "files": {"bin": _file_identity(self._bin_temporary), "idx": _file_identity(idx_temporary)},
-        }
-        Path(f"{self.prefix}.idx").unlink(missing_ok=True)
-        os.replace(self._bin_temporary, f"{self.prefix}.bin")
-        write_json_atomically(Path(f"{self.prefix}.json"), sidecar)
-        os.replace(idx_temporary, f"{self.prefix}.idx")
-        _sync_directory(Path(self.prefix).parent)
-        self._bin.close()
-        self._open = False
-        return fingerprint
-
-    def abort(self) -> None:
-        """Remove everything that was written; nothing happens to a corpus that was finalized."""
-        if self._open:
-            self._open = False
-            for kind in ("bin", "idx"):
-                self._temporary(kind).unlink(missing_ok=True)
-            self._bin.close()
-
-    def __enter__(self) -> "IndexedCorpusWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.abort()
-
-    def _temporary(self, kind: str) -> Path:
-        return Path(f"{self.prefix}.{kind}.tmp-{os.getpid()}")
-
-    def _index_blocks(self) -> Iterator[bytes]:
-        """The ``.idx`` in pieces, so that the offsets of all sequences never stand in memory at once."""
-        num_sequences = sum(map(len, self._lengths))
-        yield HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[self.dtype], num_sequences, self.num_documents + 1)
-        for lengths in self._lengths:
-            yield lengths.tobytes()
-        yield from _running_starts(self._lengths, self.dtype.itemsize)
-        yield np.zeros(1, np.int64).tobytes()
-        boundary = 0
-        for counts in self._sequences_per_document:
-            yield (boundary + np.cumsum(counts, dtype=np.int64)).tobytes()
-            boundary += int(counts.sum(dtype=np.int64))
-
-
-def _running_starts(lengths: Iterable[npt.NDArray[np.int32]], itemsize: int) -> Iterator[bytes]:
-    start = 0
-    for block in lengths:
-        ends = start + np.cumsum(block, dtype=np.int64) * itemsize
-        yield (ends - block.astype(np.int64) * itemsize).tobytes()
-        start = int(ends[-1]) if len(ends) else start
-
-
 def content_fingerprint(prefix: str | Path, on_bin_block: Callable[[bytes], None] = lambda block: None) -> str:
     """Hash the content of ``{prefix}.bin`` and ``{prefix}.idx`` (about 1.5 GB/s).
 
@@ -383,37 +238,5 @@ def combined_fingerprint(bin_digest: str, idx_digest: str) -> str:
     return hashlib.sha256(f"{bin_digest} {idx_digest}".encode()).hexdigest()[:32]
 
 
-def _file_identity(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return WatchedFile(path, file).identity
-
-
 def _without(content: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != name}
-
-
-def _flush_to_disk(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_stale_temporaries(prefix: str) -> None:
-    """Remove what killed writers of ``prefix`` left; a temporary ``.bin`` that is still locked has a living writer."""
-    escaped = glob.escape(prefix)
-    for name in glob.glob(f"{escaped}.bin.tmp-*"):
-        with open(name, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(f"{prefix}: another process is writing this corpus ({name} is locked)") from error
-            Path(name).unlink(missing_ok=True)
-    for name in glob.glob(f"{escaped}.idx.tmp-*") + glob.glob(f"{escaped}.json.tmp-*"):
-        Path(name).unlink(missing_ok=True)

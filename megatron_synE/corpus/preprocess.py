@@ -1,137 +1,46 @@
 """From raw text to corpora: read, check, tokenise and write, in bounded memory and in input order.
 
-One process reads chunks ahead in a thread while gigatoken's own threads encode; with several workers, each is a process
-that parses and encodes whole chunks, and the main process only cuts the input and writes. At any time about two chunks
-per worker are in memory, whatever the size of the input.
+The work grows in ``{output_prefix}.unfinished`` and gets a mark every ``MARK_BYTES``: a process that was killed is
+followed by one that goes on from the last mark, and the files are those of an uninterrupted run.
 """
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-from collections import Counter, deque
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow
+import pyarrow.ipc
 
+from megatron_synE import __version__
 from megatron_synE.corpus.annotations import write_labels
-from megatron_synE.corpus.indexed import IndexedCorpusWriter, token_dtype
-from megatron_synE.corpus.readers import BadLine, Chunk, DocumentBatch, iter_chunks
-from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
+from megatron_synE.corpus.chunks import FilePosition
+from megatron_synE.corpus.document_table import table_schema, write_document_table
+from megatron_synE.corpus.encoding import (
+    ChunkEncoder,
+    EncodedChunk,
+    InputChunk,
+    InputPosition,
+    PreprocessOptions,
+    encode_in_order,
+    origins_schema,
+)
+from megatron_synE.corpus.indexed import corpus_exists, token_dtype
+from megatron_synE.corpus.indexed_writer import CorpusParts
+from megatron_synE.corpus.progress import Progress, describe_skipped
+from megatron_synE.corpus.readers import STANDARD_INPUT, file_format, iter_chunks
+from megatron_synE.corpus.staging import Staging
+from megatron_synE.corpus.tokenizers import CorpusTokenizer
 
-NUM_BAD_LINES_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class PreprocessOptions:
-    """What to make of the input."""
-
-    keys: tuple[str, ...] = ("text",)
-    """JSON keys; each gives a corpus of its own, and a line must hold them all."""
-    label_key: str | None = None
-    """JSON key whose value becomes the document's ``topic`` annotation."""
-    append_eod: bool = False
-    """End each document with the tokenizer's end-of-document token."""
-    split_sentences: bool = False
-    """Make each sentence a sequence of its own."""
-    strict: bool = False
-    """Stop at the first bad line instead of counting and leaving it out."""
-
-
-@dataclass(frozen=True)
-class EncodedDocuments:
-    """The documents of one chunk in one key."""
-
-    tokens: npt.NDArray[Any]
-    """[sum(lengths)] end to end, in the corpus's dtype."""
-    lengths: npt.NDArray[np.int32]
-    """[sequences]"""
-    sequences_per_document: npt.NDArray[np.int32] | None
-    """[documents]; None where each document is one sequence."""
-
-
-@dataclass(frozen=True)
-class EncodedChunk:
-    """What one chunk of the input became."""
-
-    documents: dict[str, EncodedDocuments]
-    labels: list[str] | None
-    bad_lines: list[BadLine]
-    num_lines: int
-    num_bytes: int
-
-
-@dataclass
-class Progress:
-    """Running totals, and in the end the report."""
-
-    num_bytes: int = 0
-    """Uncompressed input read."""
-    num_lines: int = 0
-    num_documents: int = 0
-    num_tokens: int = 0
-    """Over all keys."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Bad lines by reason."""
-    first_bad_lines: list[BadLine] = field(default_factory=list)
-
-    def add(self, chunk: EncodedChunk) -> None:
-        self.num_bytes += chunk.num_bytes
-        self.num_lines += chunk.num_lines
-        self.num_documents += chunk.num_lines - len(chunk.bad_lines)
-        self.num_tokens += sum(len(documents.tokens) for documents in chunk.documents.values())
-        self.skipped.update(line.reason for line in chunk.bad_lines)
-        self.first_bad_lines += chunk.bad_lines[: NUM_BAD_LINES_SHOWN - len(self.first_bad_lines)]
-
-
-class ChunkEncoder:
-    """Turns a chunk into tokens; the unit of work of a worker."""
-
-    def __init__(self, tokenizer: CorpusTokenizer, options: PreprocessOptions) -> None:
-        if options.append_eod and tokenizer.eod_id is None:
-            raise ValueError(f"--append-eod: the tokenizer {tokenizer.name} names no end-of-text token")
-        self.tokenizer, self.options = tokenizer, options
-        self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
-        self._eod = np.full(int(options.append_eod), tokenizer.eod_id or 0, dtype=self._dtype)
-        self._split = _sentence_splitter() if options.split_sentences else None
-
-    def encode(self, chunk: Chunk) -> EncodedChunk:
-        return self.encode_batch(chunk.parse(self.options.keys, self.options.label_key), chunk.num_bytes)
-
-    def encode_batch(self, batch: DocumentBatch, num_bytes: int) -> EncodedChunk:
-        documents = {key: self._encode_texts(texts) for key, texts in batch.texts.items()}
-        return EncodedChunk(documents, batch.labels, batch.bad_lines, batch.num_lines, num_bytes)
-
-    def _encode_texts(self, texts: list[str]) -> EncodedDocuments:
-        if self._split is None:
-            tokens, offsets = self.tokenizer.encode_batch(texts)
-            return self._with_eod(tokens, offsets, np.arange(1, len(texts) + 1), None)
-        sentences = [self._split(text) for text in texts]
-        counts = np.array([len(document) for document in sentences], dtype=np.int32)
-        tokens, offsets = self.tokenizer.encode_batch([sentence for document in sentences for sentence in document])
-        return self._with_eod(tokens, offsets, np.cumsum(counts), counts)
-
-    def _with_eod(
-        self,
-        tokens: npt.NDArray[Any],
-        offsets: npt.NDArray[np.int64],
-        document_ends: npt.NDArray[np.integer],
-        counts: npt.NDArray[np.int32] | None,
-    ) -> EncodedDocuments:
-        """Insert the end-of-document token, if one is wanted, into the last sequence of each document."""
-        lengths = np.diff(offsets).astype(np.int32)
-        tokens = np.asarray(tokens[: offsets[-1]]).astype(self._dtype)
-        if len(self._eod):
-            tokens = np.insert(tokens, offsets[document_ends], self._eod[0])
-            lengths[document_ends - 1] += 1
-        return EncodedDocuments(tokens, lengths, counts)
+MARK_BYTES = 64 << 20
+MARK_SECONDS = 20.0
+"""A mark is made when so much was written since the last one, or so much time went by."""
+ORIGINS = "origins"
+"""The growing file of the document table's rows, as Arrow messages."""
 
 
 def preprocess(
@@ -141,120 +50,181 @@ def preprocess(
     options: PreprocessOptions,
     *,
     num_workers: int = 1,
+    overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[dict[str, str], Progress]:
     """Write ``{output_prefix}_{key}_document.bin/.idx`` for every key (``_sentence`` where sentences are split).
 
+    Beside each lie its sidecar, its document table, and with a label key its ``topic`` annotation. Work that an equal
+    call left unfinished is gone on with, unless standard input is among the inputs.
+
     Args:
-        inputs: files, in the order in which their documents are stored.
+        inputs: files, in the order in which their documents are stored; ``-`` is standard input.
         output_prefix: path and beginning of the name of every output file.
         tokenizer: from ``build_tokenizer``.
         options: what to make of the input.
         num_workers: 1 works in this process, with gigatoken's threads on all cores; more are processes.
-        on_progress: called after every chunk.
+        overwrite: whether complete corpora of these names may be replaced.
+        on_progress: called at the start and after every chunk.
 
     Returns:
         the prefix of each key's corpus, and the totals.
 
     Raises:
-        ValueError: no usable document, a damaged file, or (with ``strict``) a bad line; then no output has its name.
+        ValueError: a corpus is there already, no usable document, a damaged file, (with ``strict``) a bad line, other
+            work in the staging folder, or an input that changed; then no output has its name.
     """
-    encoder, progress, files = ChunkEncoder(tokenizer, options), Progress(), list(inputs)
+    files, encoder = list(inputs), ChunkEncoder(tokenizer, options)
+    _check_inputs(files, options)
     level = "sentence" if options.split_sentences else "document"
     prefixes = {key: f"{output_prefix}_{key}_{level}" for key in options.keys}
-    labels = LabelColumn() if options.label_key is not None else None
-    with ExitStack() as stack:
-        writers = {
-            key: stack.enter_context(IndexedCorpusWriter(prefix, token_dtype(tokenizer.vocab_size)))
-            for key, prefix in prefixes.items()
-        }
-        columns = [*options.keys, *([options.label_key] if options.label_key else [])]
-        chunks = (chunk for file in files for chunk in iter_chunks(file, columns))
-        for chunk in encode_in_order(chunks, encoder, num_workers):
-            progress.add(chunk)
+    job = None if STANDARD_INPUT in files else _job(files, encoder)
+    with Staging(Path(f"{output_prefix}.unfinished"), job) as staging:
+        if (result := staging.interrupted_publication()) is not None:
+            return prefixes, Progress.from_json(result)
+        existing = [prefix for prefix in prefixes.values() if corpus_exists(prefix)]
+        if existing and not overwrite:
+            raise ValueError(f"{existing[0]}.idx: there is a corpus already; --overwrite replaces it")
+        work = _StagedWork(staging, files, encoder)
+        on_progress(work.progress)
+        for chunk in encode_in_order(work.remaining_chunks(), encoder, num_workers):
             if options.strict and chunk.bad_lines:
                 raise ValueError(f"{chunk.bad_lines[0].location}: {chunk.bad_lines[0].reason} (--strict)")
-            for key, documents in chunk.documents.items():
-                writers[key].add_documents(documents.tokens, documents.lengths, documents.sequences_per_document)
-            if labels is not None and chunk.labels is not None:
-                labels.extend(chunk.labels)
-            on_progress(progress)
-        if not progress.num_documents:
-            raise ValueError(f"no usable document in {len(files)} input file(s); {describe_skipped(progress)}")
-        for key, writer in writers.items():
-            fingerprint = writer.finalize(_sidecar(key, files, tokenizer, options, progress))
-            if labels is not None:
-                annotator = {"type": "input", "key": options.label_key}
-                write_labels(prefixes[key], *labels.numbered(), fingerprint, annotator)
-    return prefixes, progress
+            work.add(chunk)
+            on_progress(work.progress)
+        if not work.progress.num_documents:
+            raise ValueError(f"no usable document in {len(files)} input(s); {describe_skipped(work.progress)}")
+        work.publish(prefixes)
+    return prefixes, work.progress
 
 
-def encode_in_order(chunks: Iterable[Chunk], encoder: ChunkEncoder, num_workers: int) -> Iterator[EncodedChunk]:
-    """Encode chunks on ``num_workers`` workers and yield the results in input order."""
-    if num_workers == 1:
-        keys, label_key = encoder.options.keys, encoder.options.label_key
-        # three stages in three threads: one parses, one encodes (with gigatoken's own threads), the caller writes
-        with _prompt_threads(), ThreadPoolExecutor(1) as parser, ThreadPoolExecutor(1) as encoding:
-            parsed = _map_ahead(parser, lambda chunk: (chunk.parse(keys, label_key), chunk.num_bytes), chunks, ahead=1)
-            yield from _map_ahead(encoding, lambda item: encoder.encode_batch(*item), parsed, ahead=2)
-        return
-    setup = (encoder.tokenizer.type, encoder.tokenizer.name, encoder.tokenizer.backend.name, encoder.options)
-    # spawn: a forked child would inherit gigatoken's thread pool without its threads
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=setup) as workers:
-        try:
-            yield from _map_ahead(workers, _encode_in_worker, chunks, ahead=2 * num_workers)
-        except GeneratorExit:
-            workers.shutdown(wait=True, cancel_futures=True)
-            raise
+class _StagedWork:
+    """The growing corpora of all keys, their common origins, and how far the inputs have been read."""
 
+    def __init__(self, staging: Staging, files: list[Path], encoder: ChunkEncoder) -> None:
+        self.staging, self.files, self.encoder, self.options = staging, files, encoder, encoder.options
+        self._resumable = STANDARD_INPUT not in files
+        self._identities = [_identity(file) for file in files]
+        self._sizes = [num_bytes for num_bytes, _ in self._identities]
+        dtype = token_dtype(encoder.tokenizer.vocab_size)
+        names = {key: f"key{number}" for number, key in enumerate(self.options.keys)}
+        growing = {ORIGINS: False}
+        for name in names.values():
+            growing |= CorpusParts.file_names(name)
+        staging.open_files(growing)
+        self._parts = {key: CorpusParts(staging, name, dtype) for key, name in names.items()}
+        self._schema = origins_schema(self.options)
+        self._labels = LabelColumn()
+        self.position, self.progress = InputPosition(), Progress()
+        if staging.state is not None:
+            self.position = InputPosition(staging.state["input"], FilePosition(**staging.state["position"]))
+            self.progress = Progress.from_json(staging.state["progress"])
+            self._add_labels(self._origins())
+        self.progress.total_bytes_on_disk = sum(self._sizes) if self._resumable else None
+        self._marked_bytes, self._marked_seconds = staging.num_bytes, time.monotonic()
 
-@contextmanager
-def _prompt_threads() -> Iterator[None]:
-    """Let a thread that comes back from gigatoken have the interpreter at once, not after 5 ms of another's parsing."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(0.0005)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
+    def remaining_chunks(self) -> Iterator[InputChunk]:
+        """What has not been read yet, cut into chunks."""
+        start = self.position
+        for number, file in enumerate(self.files):
+            if number < start.input:
+                continue
+            chunks = iter_chunks(
+                file,
+                self.options.columns,
+                start=start.position if number == start.input else None,
+                separator=self.options.separator,
+            )
+            chunk = next(chunks, None)
+            while chunk is not None:
+                following = next(chunks, None)
+                ends = InputPosition(number, chunk.end) if following is not None else InputPosition(number + 1)
+                yield InputChunk(number, chunk, ends)
+                chunk = following
 
+    def add(self, chunk: EncodedChunk) -> None:
+        """Append what became of a chunk, and make it safe from time to time."""
+        for key, documents in chunk.documents.items():
+            self._parts[key].add_documents(documents.tokens, documents.lengths, documents.sequences_per_document)
+        if chunk.origins.num_rows:
+            self.staging.file(ORIGINS).write(chunk.origins.serialize())
+            self._add_labels([chunk.origins])
+        self.position = chunk.next
+        bytes_on_disk = sum(self._sizes[: chunk.next.input]) + chunk.next.position.bytes_on_disk
+        self.progress.add(chunk, bytes_on_disk)
+        grown_bytes = self.staging.num_bytes - self._marked_bytes
+        if grown_bytes >= MARK_BYTES or time.monotonic() - self._marked_seconds >= MARK_SECONDS:
+            self._mark()
 
-def _map_ahead(executor: Executor, function: Callable[..., Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """``executor.map`` in order, but with at most ``ahead`` items under way."""
-    pending: deque[Future[Any]] = deque()
-    for item in items:
-        pending.append(executor.submit(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    def publish(self, prefixes: dict[str, str]) -> None:
+        """Complete the corpora and give them their names, all of them one after the other.
 
+        Raises:
+            ValueError: an input is not what it was at the beginning.
+        """
+        for file, identity in zip(self.files, self._identities, strict=True):
+            if _identity(file) != identity:
+                raise ValueError(f"{file}: changed while it was being read; start over with what it is now")
+        self._mark()
+        moves: list[tuple[str, Path]] = []
+        removed: list[Path] = []
+        write_table = partial(
+            write_document_table,
+            schema=table_schema(self.options.keep_keys),
+            inputs=[str(file) for file in self.files],
+        )
+        for key, parts in self._parts.items():
+            fingerprint, renamed, replaced = parts.complete(
+                prefixes[key],
+                self._metadata(key),
+                lambda path, fingerprint: write_table(path, self._table_rows(), fingerprint=fingerprint),
+            )
+            moves += renamed[:-1]
+            if self.options.label_key is not None:
+                annotator = {"type": "input", "key": self.options.label_key}
+                name = parts.name
+                write_labels(self.staging.folder / name, *self._labels.numbered(), fingerprint, annotator)
+                moves += [(f"{name}.topic.{kind}", Path(f"{prefixes[key]}.topic.{kind}")) for kind in ("npy", "json")]
+            moves += renamed[-1:]
+            removed += replaced
+        self.staging.publish(moves, removed, self.progress.to_json())
 
-_worker_encoder: ChunkEncoder | None = None
-"""The encoder of a worker process, which loads its tokenizer once."""
+    def _mark(self) -> None:
+        if self._resumable:
+            position = asdict(self.position.position)
+            self.staging.mark({"input": self.position.input, "position": position, "progress": self.progress.to_json()})
+        self._marked_bytes, self._marked_seconds = self.staging.num_bytes, time.monotonic()
 
+    def _origins(self) -> Iterator[pyarrow.RecordBatch]:
+        """The rows of the document table that were written so far, and the labels."""
+        with pyarrow.OSFile(str(self.staging.file(ORIGINS).path)) as file:
+            while file.tell() < file.size():
+                yield pyarrow.ipc.read_record_batch(pyarrow.ipc.read_message(file), self._schema)
 
-def _start_worker(tokenizer_type: str, tokenizer_name: str, backend: str, options: PreprocessOptions) -> None:
-    global _worker_encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core's share
-    tokenizer = build_tokenizer(tokenizer_type, tokenizer_name, fast=backend == "gigatoken")
-    _worker_encoder = ChunkEncoder(tokenizer, options)
+    def _table_rows(self) -> Iterator[pyarrow.RecordBatch]:
+        return (batch.select(table_schema(self.options.keep_keys).names) for batch in self._origins())
 
+    def _add_labels(self, batches: Iterable[pyarrow.RecordBatch]) -> None:
+        if self.options.label_key is not None:
+            for batch in batches:
+                self._labels.extend(batch.column(len(self._schema) - 1).to_pylist())
 
-def _end_with_parent() -> None:
-    """Without this, the workers of a main process that is killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
-    assert _worker_encoder is not None
-    return _worker_encoder.encode(chunk)
+    def _metadata(self, key: str) -> dict[str, Any]:
+        """What the sidecar says of the corpus's making."""
+        return {
+            "tokenizer": self.encoder.tokenizer.describe(),
+            "source": {
+                "inputs": [str(file) for file in self.files],
+                "json_key": key,
+                "id_key": self.options.id_key,
+                "append_eod": self.options.append_eod,
+                "split_sentences": self.options.split_sentences,
+                "sentence_model": self.encoder.sentence_model,
+                "special_tokens_in_text": self.encoder.tokenizer.special_tokens_in_text,
+                "num_lines": self.progress.num_lines,
+                "skipped": dict(self.progress.skipped),
+            },
+        }
 
 
 class LabelColumn:
@@ -279,37 +249,39 @@ class LabelColumn:
         return new_number[np.concatenate(self._blocks)], names
 
 
-def describe_skipped(progress: Progress) -> str:
-    """One line per reason, then the first bad lines with file and line number."""
-    if not progress.skipped:
-        return "no line was skipped"
-    lines = [f"skipped {progress.skipped.total()} of {progress.num_lines} lines:"]
-    lines += [f"  {count} x {reason}" for reason, count in progress.skipped.most_common()]
-    lines += [f"  {line.location}: {line.reason}" for line in progress.first_bad_lines]
-    if progress.skipped.total() > len(progress.first_bad_lines):
-        lines.append("  ...")
-    return "\n".join(lines)
+def _check_inputs(files: list[Path], options: PreprocessOptions) -> None:
+    """Refuse options that these inputs cannot have, before anything is read."""
+    texts = [file for file in files if _is_plain_text(file, options)]
+    if texts and (len(options.keys) > 1 or options.label_key is not None or options.kept):
+        raise ValueError(f"--input {texts[0]}: plain text has no keys; --json-keys with several, --topic-key, --id-key "
+                         "and --keep-keys are for JSON lines and Parquet")  # fmt: skip
+    if options.separator is not None and not texts:
+        raise ValueError("--separator is for plain text (.txt, or standard input); no input is")
 
 
-def _sidecar(
-    key: str, files: list[Path], tokenizer: CorpusTokenizer, options: PreprocessOptions, progress: Progress
-) -> dict[str, Any]:
+def _is_plain_text(file: Path, options: PreprocessOptions) -> bool:
+    if file == STANDARD_INPUT:
+        return options.separator is not None
+    found = file_format(file)
+    return found is not None and found.content == "text"
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """(size in bytes, time of change in nanoseconds) of an input; zeros for standard input."""
+    if file == STANDARD_INPUT:
+        return 0, 0
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _job(files: list[Path], encoder: ChunkEncoder) -> dict[str, Any]:
+    """What determines every byte of the output; ``strict`` only whether there will be one."""
+    tokenizer, options = encoder.tokenizer, asdict(replace(encoder.options, strict=False))
     return {
-        "tokenizer": tokenizer.describe(),
-        "source": {
-            "inputs": [str(file) for file in files],
-            "json_key": key,
-            "append_eod": options.append_eod,
-            "split_sentences": options.split_sentences,
-            "num_lines": progress.num_lines,
-            "skipped": dict(progress.skipped),
-        },
+        "version": __version__,
+        "options": options,
+        "tokenizer": {**tokenizer.describe(), "special_tokens_in_text": tokenizer.special_tokens_in_text},
+        "sentence_model": encoder.sentence_model,
+        "inputs": [str(file) for file in files],
+        "sizes_and_times": {str(file): "{} bytes of time {}".format(*_identity(file)) for file in files},
     }
-
-
-def _sentence_splitter() -> Callable[[str], list[str]]:
-    """nltk's punkt rule without a trained model of abbreviations, which would have to be downloaded."""
-    from nltk.tokenize.punkt import PunktSentenceTokenizer
-
-    tokenize = PunktSentenceTokenizer().tokenize
-    return lambda text: [sentence for sentence in tokenize(text) if sentence]

@@ -1,4 +1,4 @@
-"""Raw text in: JSON lines (plain, gzip, zstandard) and parquet, read in chunks of bounded size.
+"""Raw text in: JSON lines and plain text (as they are, gzip, zstandard) and parquet, read in chunks of bounded size.
 
 A reader only cuts a file into chunks (``iter_chunks``), which is cheap and sequential; turning a chunk into checked
 documents (``Chunk.parse``) is the expensive half and may run in another process.
@@ -6,181 +6,43 @@ documents (``Chunk.parse``) is the expensive half and may run in another process
 
 import glob
 import gzip
-import json
+import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, NamedTuple
 
-import orjson
+import pyarrow
+import pyarrow.parquet
+
+from megatron_synE.corpus.chunks import Chunk, FilePosition, JsonLinesChunk, ParquetChunk, TextChunk
 
 CHUNK_BYTES = 8 << 20
 """Target size of one chunk of input text; a longer line makes a longer chunk."""
 
+PARQUET_BUFFER_BYTES = 1 << 20
+"""Read ahead in each parquet column."""
+MAX_ROWS_PER_CHUNK = 65_536
+
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-FORMATS = "names that end in .jsonl, .json or .ndjson (plain, .gz or .zst), or in .parquet"
+FORMATS = "names that end in .jsonl, .json, .ndjson or .txt (plain, .gz or .zst), or in .parquet"
+STANDARD_INPUT = Path("-")
+WHOLE_FILE, BLANK_LINE = "file", "blank-line"
+"""Separators of plain text that have a name."""
+MAX_TEXT_BYTES = 256 << 20
+"""A longer document of plain text is thought to be a missing separator."""
 GLOB_CHARACTERS = re.compile(r"[*?\[]")
 
 
-@dataclass(frozen=True)
-class BadLine:
-    """An input line (or parquet row) that gave no document."""
+class Format(NamedTuple):
+    """What a file is."""
 
-    location: str
-    """``file:line``, counted from 1."""
-    reason: str
-    """What is wrong with it; equal faults have equal reasons, so that they can be counted."""
-
-
-@dataclass
-class DocumentBatch:
-    """The checked documents of one chunk, column by column."""
-
-    texts: dict[str, list[str]]
-    """For each JSON key its texts, all of equal length and in input order."""
-    labels: list[str] | None
-    """The value of the label key per document, where one was asked for."""
-    bad_lines: list[BadLine] = field(default_factory=list)
-    num_lines: int = 0
-    """Lines looked at: documents plus bad lines; blank lines do not count."""
-
-
-class Chunk(Protocol):
-    """A piece of an input file that can travel to another process."""
-
-    @property
-    def num_bytes(self) -> int: ...
-
-    def parse(self, keys: Sequence[str], label_key: str | None = None) -> DocumentBatch:
-        """Turn the chunk into documents. A line with any fault in any key is left out for all keys."""
-        ...
-
-
-class _RecordCheck:
-    """Collects good records into columns and says what is wrong with the others."""
-
-    def __init__(self, keys: Sequence[str], label_key: str | None) -> None:
-        self.keys, self.label_key = keys, label_key
-        self.batch = DocumentBatch(texts={key: [] for key in keys}, labels=None if label_key is None else [])
-
-    def add(self, record: Any, location: str) -> None:
-        reason = self._fault(record)
-        self.batch.num_lines += 1
-        if reason is not None:
-            self.batch.bad_lines.append(BadLine(location, reason))
-            return
-        for key in self.keys:
-            self.batch.texts[key].append(record[key])
-        if self.batch.labels is not None:
-            self.batch.labels.append(record[self.label_key])
-
-    def reject(self, location: str, reason: str) -> None:
-        self.batch.num_lines += 1
-        self.batch.bad_lines.append(BadLine(location, reason))
-
-    def _fault(self, record: Any) -> str | None:
-        if not isinstance(record, dict):
-            return "not a JSON object"
-        for key in self.keys:
-            text = record.get(key)
-            if text is None:
-                return f"missing key {key!r}"
-            if not isinstance(text, str):
-                return f"key {key!r} is not a string"
-            if not text or text.isspace():
-                return f"empty document in key {key!r}"
-        if self.label_key is not None and not isinstance(record.get(self.label_key), str):
-            return f"missing label key {self.label_key!r}"
-        return None
-
-
-@dataclass(frozen=True)
-class JsonLinesChunk:
-    """Whole lines of a JSON-lines file."""
-
-    path: str
-    first_line: int
-    """Number of the first line in the file, counted from 1."""
-    data: bytes
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.data)
-
-    def parse(self, keys: Sequence[str], label_key: str | None = None) -> DocumentBatch:
-        check = _RecordCheck(keys, label_key)
-        for number, line in enumerate(self.data.split(b"\n"), start=self.first_line):
-            if not line or line.isspace():
-                continue
-            try:
-                record = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                self._parse_leniently(line, f"{self.path}:{number}", check)
-            else:
-                check.add(record, f"{self.path}:{number}")
-        return check.batch
-
-    @staticmethod
-    def _parse_leniently(line: bytes, location: str, check: _RecordCheck) -> None:
-        """Python's own parser accepts what other programs write (NaN, a lone surrogate in a key that nobody reads)."""
-        try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            check.reject(location, "not UTF-8")
-        except (ValueError, RecursionError):
-            check.reject(location, "malformed JSON")
-        else:
-            values = [record.get(key) for key in check.keys] if isinstance(record, dict) else []
-            if all(_is_encodable(value) for value in values):
-                check.add(record, location)
-            else:
-                check.reject(location, "text holds a lone surrogate, which UTF-8 cannot encode")
-
-
-@dataclass(frozen=True)
-class ParquetChunk:
-    """Rows of a parquet file; a row takes the place of a line in every report."""
-
-    path: str
-    first_row: int
-    rows: Any
-    """A ``pyarrow.RecordBatch`` with the columns that are needed."""
-
-    @property
-    def num_bytes(self) -> int:
-        return int(self.rows.nbytes)
-
-    def parse(self, keys: Sequence[str], label_key: str | None = None) -> DocumentBatch:
-        check = _RecordCheck(keys, label_key)
-        names = self.rows.schema.names
-        try:
-            columns = [column.to_pylist() for column in self.rows.columns]
-        except UnicodeDecodeError:
-            columns = [[_decode_scalar(value) for value in column] for column in self.rows.columns]
-        for number, values in enumerate(zip(*columns, strict=True), start=self.first_row):
-            location = f"{self.path}:{number}"
-            if any(isinstance(value, UnicodeDecodeError) for value in values):
-                check.reject(location, "not UTF-8")
-            else:
-                check.add(dict(zip(names, values, strict=True)), location)
-        return check.batch
-
-
-def _decode_scalar(value: Any) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        return error
-
-
-def _is_encodable(value: Any) -> bool:
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            return False
-    return True
+    content: str
+    """json, text or parquet."""
+    compression: str
+    """plain, gzip or zstd."""
 
 
 def natural_key(path: str | Path) -> list[tuple[int, int | str]]:
@@ -189,7 +51,7 @@ def natural_key(path: str | Path) -> list[tuple[int, int | str]]:
 
 
 def expand_inputs(patterns: Iterable[str | Path]) -> list[Path]:
-    """Resolve files, directories and glob patterns to a list of files.
+    """Resolve files, directories and glob patterns to a list of files; ``-`` is standard input.
 
     Patterns keep the order in which they are given; the files of one pattern or directory are in natural order. A file
     that two patterns match is read once, at its first place.
@@ -201,8 +63,8 @@ def expand_inputs(patterns: Iterable[str | Path]) -> list[Path]:
     for pattern in map(str, patterns):
         path = Path(pattern)
         if path.is_dir():
-            found = [file for file in path.iterdir() if file.is_file() and _format(file) is not None]
-        elif path.exists() or not GLOB_CHARACTERS.search(pattern):
+            found = [file for file in path.iterdir() if file.is_file() and file_format(file) is not None]
+        elif path == STANDARD_INPUT or path.exists() or not GLOB_CHARACTERS.search(pattern):
             found = [path]
         else:
             found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
@@ -210,69 +72,168 @@ def expand_inputs(patterns: Iterable[str | Path]) -> list[Path]:
             raise ValueError(f"--input {pattern}: no file matches; expected {FORMATS}")
         files.update(dict.fromkeys(sorted(found, key=natural_key)))
     for file in files:
+        if file == STANDARD_INPUT:
+            continue
         if not file.is_file():
             raise ValueError(f"--input {file}: no such file")
-        if _format(file) is None:
+        if file_format(file) is None:
             raise ValueError(f"--input {file}: unknown format; expected {FORMATS}")
     return list(files)
 
 
-def iter_chunks(path: Path, columns: Sequence[str], chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Cut one file into chunks of about ``chunk_bytes`` of uncompressed text.
+def iter_chunks(
+    path: Path,
+    columns: Sequence[str],
+    chunk_bytes: int = CHUNK_BYTES,
+    *,
+    start: FilePosition | None = None,
+    separator: str | None = None,
+) -> Iterator[Chunk]:
+    """Cut one input into chunks of about ``chunk_bytes`` of uncompressed text.
 
     Args:
-        path: a file that ``expand_inputs`` accepts.
+        path: a file that ``expand_inputs`` accepts, or ``-`` for standard input.
         columns: the keys that will be parsed; only these parquet columns are read.
         chunk_bytes: target size of a chunk.
+        start: the ``end`` of an earlier chunk of the same file, to go on from there.
+        separator: of plain text; None for ``WHOLE_FILE``. Standard input is plain text where this is given.
 
     Raises:
         ValueError: the file is truncated, is not of the format that its name says, or lacks a column.
     """
-    kind = _format(path)
-    assert kind is not None, path
-    if kind == "parquet":
-        yield from _parquet_chunks(path, columns, chunk_bytes)
+    position = start or FilePosition()
+    if path == STANDARD_INPUT:
+        kind = Format("json" if separator is None else "text", "plain")
     else:
-        yield from _json_chunks(path, kind, chunk_bytes)
+        found = file_format(path)
+        assert found is not None, path
+        kind = found
+    if kind.content == "parquet":
+        yield from _parquet_chunks(path, columns, chunk_bytes, position)
+        return
+    with _open_compressed(path, kind.compression) as (file, place_on_disk):
+        if position.offset:
+            _skip(file, path, position.offset)
+        if kind.content == "json":
+            yield from _json_chunks(file, path, place_on_disk, chunk_bytes, position)
+        else:
+            between = separator_pattern(separator or WHOLE_FILE)
+            yield from _text_chunks(file, path, place_on_disk, chunk_bytes, position, between)
 
 
-def _format(path: Path) -> str | None:
+def separator_pattern(separator: str) -> re.Pattern[bytes] | None:
+    """What ``--separator`` means: ``file``, ``blank-line``, or characters in which \\n, \\t and \\\\ are escapes.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if separator == WHOLE_FILE:
+        return None
+    if separator == BLANK_LINE:
+        return re.compile(rb"\n[ \t\r\n]*\n(?=\S)")  # complete only once it is known what follows
+    if not separator:
+        raise ValueError(f"--separator: empty; give {WHOLE_FILE}, {BLANK_LINE}, or the characters between documents")
+    escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
+    return re.compile(re.escape(re.sub(r"\\[ntr\\]", lambda match: escapes[match.group()], separator).encode()))
+
+
+def file_format(path: Path) -> Format | None:
+    """What a file is, by its name."""
     name = path.name.lower()
     if name.endswith((".parquet", ".pq")):
-        return "parquet"
+        return Format("parquet", "plain")
     for suffix, compression in ((".gz", "gzip"), (".zst", "zstd"), ("", "plain")):
         if name.endswith(tuple(base + suffix for base in JSON_SUFFIXES)):
-            return compression
+            return Format("json", compression)
+        if name.endswith(f".txt{suffix}"):
+            return Format("text", compression)
     return None
 
 
-def _open_compressed(path: Path, kind: str) -> IO[bytes]:
-    if kind == "gzip":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if kind == "zstd":
-        try:
-            import zstandard
-        except ImportError as error:
-            raise ValueError(f"{path}: reading .zst needs the package zstandard; install it") from error
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # what --long=31 writes
-        return decompressor.stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
-    return open(path, "rb", buffering=0)
+@contextmanager
+def _open_compressed(path: Path, compression: str) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+    """The uncompressed stream of a file, and what tells how far the file itself has been read, in bytes."""
+    if path == STANDARD_INPUT:
+        yield sys.stdin.buffer, lambda: 0
+        return
+    with open(path, "rb", buffering=0) as raw:
+        if compression == "plain":
+            yield raw, raw.tell
+        elif compression == "gzip":
+            with gzip.open(raw, "rb") as file:
+                yield file, raw.tell  # type: ignore[misc]
+        else:
+            try:
+                import zstandard
+            except ImportError as error:
+                raise ValueError(f"{path}: reading .zst needs the package zstandard; install it") from error
+            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # what --long=31 writes
+            yield decompressor.stream_reader(raw, read_across_frames=True), raw.tell
 
 
-def _json_chunks(path: Path, kind: str, chunk_bytes: int) -> Iterator[JsonLinesChunk]:
-    line, pieces = 1, []  # pieces: the beginning of a line whose end is not read yet
-    with _open_compressed(path, kind) as file:
-        while data := _read_some(file, path, chunk_bytes):
-            end = data.rfind(b"\n") + 1
-            if end == 0:
-                pieces.append(data)
-                continue
-            whole = b"".join((*pieces, memoryview(data)[:end]))
-            pieces = [data[end:]]
-            yield JsonLinesChunk(str(path), line, whole)
-            line += whole.count(b"\n")
+def _skip(file: IO[bytes], path: Path, num_bytes: int) -> None:
+    """Go on from a place in the uncompressed stream."""
+    if isinstance(file, io.FileIO):
+        file.seek(num_bytes)
+        return
+    while num_bytes:
+        data = _read_some(file, path, min(num_bytes, CHUNK_BYTES))
+        if not data:
+            raise ValueError(f"{path}: ends before the place from which it was to be read on; it was changed")
+        num_bytes -= len(data)
+
+
+def _json_chunks(
+    file: IO[bytes], path: Path, place_on_disk: Callable[[], int], chunk_bytes: int, position: FilePosition
+) -> Iterator[JsonLinesChunk]:
+    def chunk(data: bytes) -> JsonLinesChunk:
+        nonlocal position
+        first_line, offset = position.line, position.offset + len(data)
+        position = FilePosition(offset, first_line + data.count(b"\n"), place_on_disk())
+        return JsonLinesChunk(str(path), first_line, data, position)
+
+    pieces: list[bytes] = []  # the beginning of a line whose end is not read yet
+    while data := _read_some(file, path, chunk_bytes):
+        end = data.rfind(b"\n") + 1
+        if end == 0:
+            pieces.append(data)
+            continue
+        whole = b"".join((*pieces, memoryview(data)[:end]))
+        pieces = [data[end:]]
+        yield chunk(whole)
     if rest := b"".join(pieces):
-        yield JsonLinesChunk(str(path), line, rest)
+        yield chunk(rest)
+
+
+def _text_chunks(
+    file: IO[bytes],
+    path: Path,
+    place_on_disk: Callable[[], int],
+    chunk_bytes: int,
+    position: FilePosition,
+    separator: re.Pattern[bytes] | None,
+) -> Iterator[TextChunk]:
+    def chunk(data: bytes) -> TextChunk:
+        nonlocal position
+        first_line, offset = position.line, position.offset + len(data)
+        position = FilePosition(offset, first_line + data.count(b"\n"), place_on_disk())
+        return TextChunk(str(path), first_line, data, separator, position)
+
+    rest = b""
+    while data := _read_some(file, path, chunk_bytes):
+        rest += data
+        # from the left, as the documents are split: separators may overlap
+        end = max((match.end() for match in separator.finditer(rest)), default=0) if separator is not None else 0
+        if end:
+            yield chunk(rest[:end])
+            rest = rest[end:]
+        if len(rest) > MAX_TEXT_BYTES:
+            raise ValueError(
+                f"{path}: a document of more than {MAX_TEXT_BYTES >> 20} MiB; name what stands between documents with "
+                f"--separator, for example {BLANK_LINE}"
+            )
+    if rest:
+        yield chunk(rest)
 
 
 def _read_some(file: IO[bytes], path: Path, size: int) -> bytes:
@@ -286,23 +247,35 @@ def _read_some(file: IO[bytes], path: Path, size: int) -> bytes:
     return data
 
 
-def _parquet_chunks(path: Path, columns: Sequence[str], chunk_bytes: int) -> Iterator[ParquetChunk]:
+def _parquet_chunks(
+    path: Path, columns: Sequence[str], chunk_bytes: int, position: FilePosition
+) -> Iterator[ParquetChunk]:
+    """Row groups one by one, so that no more than a buffer of each column is in memory; ``offset`` counts rows."""
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(f"{path}: reading parquet needs the package pyarrow; install it") from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path, pre_buffer=False)
-        missing = [name for name in columns if name not in file.schema_arrow.names]
-        if missing:
-            raise ValueError(f"{path}: no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}")
-        rows = max(file.metadata.num_rows, 1)
-        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-        rows_per_chunk = max(1, min(65_536, chunk_bytes * rows // max(size, 1)))
-        row = 1
-        for batch in file.iter_batches(batch_size=rows_per_chunk, columns=list(columns), use_threads=False):
-            yield ParquetChunk(str(path), row, batch)
-            row += batch.num_rows
-    except pyarrow.ArrowException as error:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise ValueError(f"{path}: no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}")
+            num_rows, bytes_on_disk, row = max(file.metadata.num_rows, 1), path.stat().st_size, 0
+            for number in range(file.num_row_groups):
+                group = file.metadata.row_group(number)
+                if row + group.num_rows <= position.offset:
+                    row += group.num_rows
+                    continue
+                for batch in file.iter_batches(
+                    _rows_per_chunk(group, columns, chunk_bytes), [number], list(columns), use_threads=False
+                ):
+                    first, row = row, row + batch.num_rows
+                    if row > position.offset:
+                        unread = batch.slice(max(0, position.offset - first))
+                        end = FilePosition(row, row + 1, bytes_on_disk * row // num_rows)
+                        yield ParquetChunk(str(path), row - unread.num_rows + 1, unread, end)
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _rows_per_chunk(group: pyarrow.parquet.RowGroupMetaData, columns: Sequence[str], chunk_bytes: int) -> int:
+    """How many rows of a row group hold about ``chunk_bytes`` in these columns."""
+    parts = (group.column(i) for i in range(group.num_columns))
+    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
+    return max(1, min(MAX_ROWS_PER_CHUNK, chunk_bytes * max(group.num_rows, 1) // max(size, 1)))

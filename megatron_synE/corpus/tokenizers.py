@@ -2,7 +2,8 @@
 
 Whatever the format, raw text is only text: a document that contains the characters ``<|end_of_text|>`` or ``</s>`` gets
 the ordinary tokens of those characters, never the special id. So nobody can end a document, or forge a turn of a
-dialogue, by writing it on a web page. No begin-of-text token is added; the end of a document is marked by the caller.
+dialogue, by writing it on a web page. ``special_tokens_in_text`` is for text that was made with special tokens in it.
+No begin-of-text token is added; the end of a document is marked by the caller.
 """
 
 import base64
@@ -12,13 +13,16 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow
 
 from megatron_synE.corpus import llama3
+from megatron_synE.corpus.text_columns import string_buffers
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +37,16 @@ PROBE_TEXTS = (
 """What a fast path must encode like its reference before it is used."""
 
 
+TextBatch: TypeAlias = Sequence[str] | pyarrow.LargeStringArray
+"""Texts as Python or Arrow holds them; no null among them."""
+
+
 class Backend(Protocol):
     """One library's encoder and decoder."""
 
     name: str
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """Return (tokens [N], offsets [documents + 1]): the ids of all texts end to end and where each begins."""
         ...
 
@@ -60,8 +68,10 @@ class CorpusTokenizer:
     fingerprint: str
     """Hash of what determines the ids."""
     backend: Backend
+    special_tokens_in_text: bool = False
+    """Whether characters that spell a special token become it."""
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """Return (tokens [N], offsets [documents + 1]) of the texts end to end, without an end-of-document token."""
         return self.backend.encode_batch(texts)
 
@@ -90,10 +100,11 @@ class GigatokenBackend:
 
         self._tokenizer = gigatoken.Tokenizer.from_json(tokenizer_json)
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        if not texts:
+    def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        if not len(texts):
             return np.empty(0, np.uint32), np.zeros(1, np.int64)
-        layout: Any = self._tokenizer.encode_batch(list(texts)).layout
+        batch = list(texts) if not isinstance(texts, pyarrow.Array) else _borrowed(texts)
+        layout: Any = self._tokenizer.encode_batch(batch).layout
         return layout.content.data, layout.offsets.data
 
     def decode(self, tokens: npt.NDArray[np.integer]) -> str:
@@ -107,16 +118,16 @@ class HuggingFaceBackend:
 
     name = "tokenizers"
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, special_tokens_in_text: bool = False) -> None:
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True  # special tokens in raw text are text
+        self._tokenizer.encode_special_tokens = not special_tokens_in_text
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        encodings = self._tokenizer.encode_batch_fast(_strings(texts), add_special_tokens=False)
         return _concatenate([encoding.ids for encoding in encodings])
 
     def decode(self, tokens: npt.NDArray[np.integer]) -> str:
@@ -128,16 +139,18 @@ class TikTokenBackend:
 
     name = "tiktoken"
 
-    def __init__(self, ranks: dict[bytes, int]) -> None:
+    def __init__(self, ranks: dict[bytes, int], special_tokens_in_text: bool = False) -> None:
         import tiktoken
 
         special = {token: len(ranks) + i for i, token in enumerate(llama3.special_tokens())}
         self._encoding = tiktoken.Encoding(
             "llama3", pat_str=llama3.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
+        self._allowed = set(special) if special_tokens_in_text else set()
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        return _concatenate([self._encoding.encode_ordinary(text) for text in texts])
+    def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        encode = partial(self._encoding.encode, allowed_special=self._allowed, disallowed_special=())
+        return _concatenate([encode(text) for text in _strings(texts)])
 
     def decode(self, tokens: npt.NDArray[np.integer]) -> str:
         return str(self._encoding.decode(tokens.tolist()))
@@ -154,14 +167,16 @@ class SentencePieceBackend:
         self.processor = sentencepiece.SentencePieceProcessor()
         self.processor.LoadFromSerializedProto(model)
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        return _concatenate(self.processor.encode(list(texts)))
+    def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        return _concatenate(self.processor.encode(_strings(texts)))
 
     def decode(self, tokens: npt.NDArray[np.integer]) -> str:
         return str(self.processor.decode(tokens.tolist()))
 
 
-def build_tokenizer(tokenizer_type: str, tokenizer_model: str | Path, *, fast: bool = True) -> CorpusTokenizer:
+def build_tokenizer(
+    tokenizer_type: str, tokenizer_model: str | Path, *, fast: bool = True, special_tokens_in_text: bool = False
+) -> CorpusTokenizer:
     """Load a tokenizer.
 
     Args:
@@ -169,9 +184,11 @@ def build_tokenizer(tokenizer_type: str, tokenizer_model: str | Path, *, fast: b
         tokenizer_model: a directory, a ``tokenizer.json``, a ``tokenizer.model``, or for HuggingFaceTokenizer the name
             of a repository on the Hugging Face hub.
         fast: use gigatoken where it encodes like the reference library.
+        special_tokens_in_text: let characters that spell a special token become it.
 
     Raises:
-        ValueError: no such file, a file of another format, or a type that is not known.
+        ValueError: no such file, a file of another format, a type that is not known, or one without special tokens
+            that text can spell.
     """
     name, path = str(tokenizer_model), Path(tokenizer_model)
     if tokenizer_type not in TOKENIZER_TYPES:
@@ -186,7 +203,7 @@ def build_tokenizer(tokenizer_type: str, tokenizer_model: str | Path, *, fast: b
     kind = _sniff(file, data) if tokenizer_type == "auto" else tokenizer_type
     build = {"HuggingFaceTokenizer": _huggingface, "TikTokenizer": _tiktoken, "SentencePieceTokenizer": _sentencepiece}
     try:
-        return build[kind](name, file, data, fast)
+        return build[kind](name, file, data, fast, special_tokens_in_text)
     except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"--tokenizer-model {file}: not a {kind} ({error})") from error
 
@@ -227,11 +244,12 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _huggingface(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokenizer:
+def _huggingface(name: str, file: Path, data: bytes, fast: bool, special: bool) -> CorpusTokenizer:
     content = json.loads(data)
     vocab, added = content["model"]["vocab"], content.get("added_tokens") or []
     ids = {token["content"]: int(token["id"]) for token in added}
     base_ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))  # a unigram's vocabulary is a list
+    reference = HuggingFaceBackend(data.decode("utf-8"), special)
     eod_id = _huggingface_eod(file.parent, {**vocab, **ids} if isinstance(vocab, dict) else ids)
     return CorpusTokenizer(
         type="HuggingFaceTokenizer",
@@ -239,7 +257,8 @@ def _huggingface(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokeni
         vocab_size=max([*base_ids, *ids.values()]) + 1,
         eod_id=eod_id,
         fingerprint=_fingerprint(content),
-        backend=_fastest(lambda: data.decode("utf-8"), HuggingFaceBackend(data.decode("utf-8")), list(ids), fast),
+        backend=_fastest(lambda: data.decode("utf-8"), reference, list(ids), fast, special),
+        special_tokens_in_text=special,
     )
 
 
@@ -258,7 +277,7 @@ def _huggingface_eod(directory: Path, ids: dict[str, int]) -> int | None:
     return next((ids[token] for token in (llama3.END_OF_TEXT, "<|endoftext|>", "</s>") if token in ids), None)
 
 
-def _tiktoken(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokenizer:
+def _tiktoken(name: str, file: Path, data: bytes, fast: bool, special: bool) -> CorpusTokenizer:
     try:
         ranks = read_ranks(data)
     except ValueError as error:
@@ -268,15 +287,16 @@ def _tiktoken(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokenizer
             f"--tokenizer-model {file}: {len(ranks)} entries, but Llama-3's model has {llama3.NUM_BASE_TOKENS}; "
             "the split pattern of another tiktoken model is not in its file: use its tokenizer.json instead"
         )
-    special = llama3.special_tokens()
-    reference = TikTokenBackend(ranks)
+    special_tokens = llama3.special_tokens()
+    reference = TikTokenBackend(ranks, special)
     return CorpusTokenizer(
         type="TikTokenizer",
         name=name,
-        vocab_size=len(ranks) + len(special),
-        eod_id=len(ranks) + special.index(llama3.END_OF_TEXT),
+        vocab_size=len(ranks) + len(special_tokens),
+        eod_id=len(ranks) + special_tokens.index(llama3.END_OF_TEXT),
         fingerprint=hashlib.sha256(data).hexdigest()[:32],
-        backend=_fastest(lambda: llama3.tokenizer_json(ranks), reference, special, fast),
+        backend=_fastest(lambda: llama3.tokenizer_json(ranks), reference, special_tokens, fast, special),
+        special_tokens_in_text=special,
     )
 
 
@@ -286,7 +306,10 @@ def read_ranks(data: bytes) -> dict[bytes, int]:
     return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
 
 
-def _sentencepiece(name: str, file: Path, data: bytes, fast: bool) -> CorpusTokenizer:
+def _sentencepiece(name: str, file: Path, data: bytes, fast: bool, special: bool) -> CorpusTokenizer:
+    if special:
+        raise ValueError(f"--tokenizer-model {file}: a sentencepiece model reads no special tokens in text")
+
     def as_tokenizer_json() -> str:
         from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
@@ -300,19 +323,19 @@ def _sentencepiece(name: str, file: Path, data: bytes, fast: bool) -> CorpusToke
         vocab_size=reference.processor.vocab_size(),
         eod_id=eos if eos >= 0 else None,
         fingerprint=hashlib.sha256(data).hexdigest()[:32],
-        backend=_fastest(as_tokenizer_json, reference, [], fast),
+        backend=_fastest(as_tokenizer_json, reference, [], fast, special),
     )
 
 
 def _fastest(
-    tokenizer_json: Callable[[], str], reference: Backend, special_tokens: list[str], fast: bool
+    tokenizer_json: Callable[[], str], reference: Backend, special_tokens: list[str], fast: bool, special: bool
 ) -> Backend:
     """gigatoken if it loads the tokenizer and encodes the probe texts like ``reference``, else ``reference``."""
     if not fast:
         return reference
     probes = [*PROBE_TEXTS, " ".join(special_tokens[:8]), "".join(special_tokens[:8])]
     try:
-        backend = GigatokenBackend(_without_special_tokens(tokenizer_json()))
+        backend = GigatokenBackend(tokenizer_json() if special else _without_special_tokens(tokenizer_json()))
         same = all(map(np.array_equal, backend.encode_batch(probes), reference.encode_batch(probes)))
         reason = "" if same else "it encodes a probe text differently"
     except Exception as error:  # the Rust side reports what it does not support in many ways
@@ -329,6 +352,20 @@ def _without_special_tokens(tokenizer_json: str) -> str:
     content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
     content["post_processor"] = None
     return json.dumps(content, ensure_ascii=False)
+
+
+def _strings(texts: TextBatch) -> list[str]:
+    return list(texts) if not isinstance(texts, pyarrow.Array) else texts.to_pylist()
+
+
+def _borrowed(column: pyarrow.LargeStringArray) -> Any:
+    """The same texts as an awkward array, without a copy: what gigatoken reads in place."""
+    import awkward
+
+    offsets, data = string_buffers(column)
+    characters = awkward.contents.NumpyArray(data, parameters={"__array__": "char"})
+    starts = awkward.index.Index64(offsets)
+    return awkward.Array(awkward.contents.ListOffsetArray(starts, characters, parameters={"__array__": "string"}))
 
 
 def _concatenate(ids: list[list[int]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from megatron_synE.data.state import Decision
@@ -27,9 +26,7 @@ def evaluation_text(result: EvaluationResult, before: EvaluationResult | None) -
          f"{result.perplexity_by_component[name]:.4g}", f"{tokens[name]:,}"]
         for name, loss in losses.items()
     ]  # fmt: skip
-    num_tokens = sum(tokens.values())
-    mean = math.fsum(loss * tokens[name] for name, loss in losses.items()) / num_tokens
-    rows.append(["mean over tokens", f"{mean:.4f}", "", "", f"{num_tokens:,}"])
+    rows.append(["mean over tokens", f"{result.mean_loss():.4f}", "", "", f"{sum(tokens.values()):,}"])
     return "held-out loss\n" + table(["", "loss", "change", "perplexity", "tokens"], rows)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def test_sample_with_the_flags_of_megatron(tmp_path: Path) -> None:
         "--append-eod", "--workers", 2, "--log-interval", 100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "480 documents" in done.stdout and "MB/s" in done.stderr
+    assert "480 documents" in done.stdout and all(words in done.stderr for words in ("tokens/s", "100%", "left"))
     corpus = IndexedCorpus(tmp_path / "out" / "web_text_document")
     assert corpus.num_documents == 480
     assert all(corpus.document(i)[-1] == 4095 for i in range(480))
@@ -84,10 +85,12 @@ def test_user_errors_give_one_message_and_leave_nothing(tmp_path: Path, case: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_killed_in_the_middle_shows_no_corpus_and_the_next_run_cleans_up(tmp_path: Path, num_workers: int) -> None:
+def test_killed_in_the_middle_leaves_the_old_corpus_and_no_process(tmp_path: Path, num_workers: int) -> None:
     """kill -9 in a long run: the old corpus of the prefix stays readable, and no worker process stays behind."""
     prefix, arguments = tmp_path / "o_text_document", ["--tokenizer-model", SAMPLE / "tokenizer"]
-    assert run("--input", bad_input(tmp_path), "--output-prefix", tmp_path / "o", *arguments).returncode == 0
+    usual = ["--input", bad_input(tmp_path), "--output-prefix", tmp_path / "o", *arguments]
+    assert run(*usual).returncode == 0
+    arguments.append("--overwrite")
     before = IndexedCorpus(prefix).fingerprint
     endless = tmp_path / "endless.jsonl"
     with open(endless, "w") as file:
@@ -97,14 +100,18 @@ def test_killed_in_the_middle_shows_no_corpus_and_the_next_run_cleans_up(tmp_pat
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
-        if any(path.stat().st_size for path in tmp_path.glob("o_text_document.bin.tmp-*")):
+        if any(path.stat().st_size for path in tmp_path.glob("o.unfinished/*.bin")):
             break
         time.sleep(0.005)
     children = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert psutil.wait_procs(children, timeout=30)[1] == [] and (num_workers == 1 or children)
-    assert len(list(tmp_path.glob("*.tmp-*"))) == 1
     assert corpus_exists(prefix) and IndexedCorpus(prefix).fingerprint == before
-    assert run("--input", bad_input(tmp_path), "--output-prefix", tmp_path / "o", *arguments).returncode == 0
-    assert list(tmp_path.glob("*.tmp-*")) == []
+    other = run(*usual, "--overwrite")
+    assert other.returncode == 1 and "unfinished work of another command (inputs, number 1, was" in other.stderr
+    assert "delete the folder" in other.stderr
+    shutil.rmtree(tmp_path / "o.unfinished")
+    assert run(*usual, "--overwrite").returncode == 0
+    output = {f"o_text_document.{kind}" for kind in ("bin", "idx", "json", "documents.arrow")}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "endless.jsonl", *output}

@@ -11,7 +11,8 @@ import pyarrow
 
 from megatron_synE.corpus.annotations import write_annotation, write_labels
 from megatron_synE.corpus.document_table import DocumentRecord, document_table_path, table_schema, write_document_table
-from megatron_synE.corpus.indexed import IndexedCorpus, IndexedCorpusWriter
+from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 
 ANNOTATOR = {"name": "test"}
 

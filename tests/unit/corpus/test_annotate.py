@@ -12,7 +12,7 @@ from megatron_synE.corpus import annotate as annotate_module
 from megatron_synE.corpus import shared_progress
 from megatron_synE.corpus.annotate import annotate, corpus_tokenizer, label_topics, score_perplexity
 from megatron_synE.corpus.annotations import Annotations
-from megatron_synE.corpus.indexed import IndexedCorpusWriter
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
 from megatron_synE.corpus.tokenizers import build_tokenizer
 from megatron_synE.progress import ProgressBar

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from megatron_synE.corpus.annotations import NO_SCORE, Annotations, AnnotationWriter, write_labels
-from megatron_synE.corpus.indexed import IndexedCorpus, IndexedCorpusWriter
+from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 
 NUM_DOCUMENTS = 25
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from megatron_synE.corpus.annotations import write_annotation, write_labels
 from megatron_synE.corpus.document_table import DocumentRecord
 from megatron_synE.corpus.export import DocumentExporter
-from megatron_synE.corpus.indexed import IndexedCorpus, IndexedCorpusWriter
+from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
 from tests.helpers.commands import SAMPLE

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from megatron_synE.corpus.annotations import Annotations
 from megatron_synE.corpus.blocks import iter_blocks
 from megatron_synE.corpus.document_table import DocumentRecord, DocumentTable
-from megatron_synE.corpus.indexed import IndexedCorpus, IndexedCorpusWriter
+from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 from megatron_synE.corpus.merge import merge_corpora
 from megatron_synE.corpus.verify import verify_corpus
 from tests.helpers.corpora import random_documents, write_corpus, write_table

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_synE.corpus.readers import BadLine, expand_inputs, iter_chunks, natural_key
+from megatron_synE.corpus.chunks import BadLine
+from megatron_synE.corpus.readers import expand_inputs, iter_chunks, natural_key
 
 
 def read(path: Path, keys: tuple[str, ...] = ("text",), label_key: str | None = None, chunk_bytes: int = 8 << 20):
@@ -48,9 +49,9 @@ def test_several_patterns_keep_their_order_and_read_a_file_once(tmp_path: Path) 
     assert [file.name for file in files] == ["b.jsonl", "a.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["missing.jsonl", "missing*.jsonl", "notes.txt"])
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing*.jsonl", "notes.md"])
 def test_inputs_that_give_nothing_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     with pytest.raises(ValueError, match="--input"):
         expand_inputs([tmp_path / name])
 

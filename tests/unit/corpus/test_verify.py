@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from megatron_synE.corpus.annotate import corpus_tokenizer
 from megatron_synE.corpus.annotations import Annotations
 from megatron_synE.corpus.document_table import DocumentRecord
-from megatron_synE.corpus.indexed import HEADER, IndexedCorpus, IndexedCorpusWriter
+from megatron_synE.corpus.indexed import HEADER, IndexedCorpus
+from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 from megatron_synE.corpus.verify import verify_corpus
 from tests.helpers.corpora import random_documents, write_corpus, write_table
 from tools import verify_corpus as tool

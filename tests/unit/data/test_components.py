@@ -191,7 +191,7 @@ def test_empty_documents_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_documents_of_several_sequences_are_read_whole(tmp_path: Path) -> None:
-    from megatron_synE.corpus.indexed import IndexedCorpusWriter
+    from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 
     with IndexedCorpusWriter(tmp_path / "parts", np.uint16) as writer:
         writer.add_documents(np.arange(60), np.array([10, 20, 5, 25]), np.array([2, 1, 1]))
