@@ -98,7 +98,7 @@ def _contents(arguments: Sequence[str]) -> Iterator[object]:
     """What was written, in the shape of a YAML file: each file, and each option."""
     for file in _config_files(arguments):
         yield read_yaml(Path(file).read_text(encoding="utf-8"))
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in _with_following(arguments):
         option, is_joined, value = argument.partition("=")
         if option.startswith("--") and "." in option and not option.endswith("+"):
             with contextlib.suppress(ValueError):
@@ -109,11 +109,16 @@ def _contents(arguments: Sequence[str]) -> Iterator[object]:
 
 
 def _config_files(arguments: Sequence[str]) -> Iterator[str]:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in _with_following(arguments):
         if argument.startswith("--config="):
             yield argument.removeprefix("--config=")
         elif argument == "--config":
             yield following
+
+
+def _with_following(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each argument, and the one after it."""
+    return zip(arguments, [*arguments[1:], ""], strict=False)
 
 
 def _first_lines(text: str, most: int = 12) -> list[str]:

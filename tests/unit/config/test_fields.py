@@ -93,6 +93,10 @@ def test_what_is_right_is_left_alone(tmp_path: Path) -> None:
     assert job.optimizer.lr == 1e-5 and job.training.seed == 3 and job.model.rope_scaling is not None
 
 
+def test_no_arguments_are_the_defaults() -> None:
+    assert parse_job([]).training.seed == 1234
+
+
 def test_options_of_a_start_are_no_part_of_the_job(tmp_path: Path) -> None:
     launch = Launch()
     job = parse_job(["--dry_run", "--world_size", "4", "--training.seed", "5"], launch)
