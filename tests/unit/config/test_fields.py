@@ -44,6 +44,11 @@ def refused(tmp_path: Path, text: str, *arguments: str) -> str:
         ("optimizer: {learning_rate: 1}", "optimizer.learning_rate: unknown; optimizer has lr, weight_decay"),
         ("training: {rampup_batch_size: [1, 2]}", "training.rampup_batch_size: [1, 2] is not a list of 3 values"),
         ("training: 3", "training: 3 is not a mapping"),
+        ("training: {seed: null}", "training.seed: null is not a whole number; leave the line out"),
+        ("data: {sources: {web: {language: zh}}}", "data.sources.web.prefix: missing"),
+        ("data: {stages: [{tokens: 3}]}", "data.stages[0].name: missing"),
+        ("data: {sources: {2024: {prefix: x}}}", "data.sources.2024: a name is text; write '2024'"),
+        ("data: {sources: {web: x.bin}}", "data.sources.web: 'x.bin' is not a mapping"),
         ("training: {seed: 1, seed: 2}", "line 1: seed is given twice"),
         ("data: {sources: {web: {prefix: a}, web: {prefix: b}}}", "web is given twice"),
         ("- 3", "holds no sections"),
@@ -85,12 +90,19 @@ def test_what_is_right_is_left_alone(tmp_path: Path) -> None:
     file.write_text(
         "data:\n  sources: {web: {prefix: a, topic_shares: {law: 1/3, maths: 2/3}, topics: true}}\n"
         "  stages: [{name: one, tokens: 1_000_000, weights: {web: 1}}]\noptimizer: {lr: 1e-5, adam_eps: 1.0e-8}\n"
-        "training: {train_steps: null, rampup_batch_size: [1, 1, 10]}\nmodel: {rope_scaling: {factor: 2}}\n",
+        "training: {train_steps: null, rampup_batch_size: [1, 1, 10]}\nevaluation:\n  # all defaults\nmodel: {rope_scaling: {factor: 2}}\n",
         encoding="utf-8",
     )
     job = parse_job(["--config", str(file), "--data.sources.web.order", "stored", "--training.seed=3"])
     assert job.data.stages[0].tokens == 10**6 and job.data.sources["web"].order == "stored"
     assert job.optimizer.lr == 1e-5 and job.training.seed == 3 and job.model.rope_scaling is not None
+
+
+@pytest.mark.parametrize("field", ["data.sources", "data.stages", "data.adjustment.schedule", "model.rope_scaling"])
+def test_the_fields_of_one_entry_have_a_help(field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_job([f"--{field}.help"])
+    assert stopped.value.code == 0 and "default" in capsys.readouterr().out
 
 
 def test_no_arguments_are_the_defaults() -> None:
