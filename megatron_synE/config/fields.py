@@ -1,7 +1,7 @@
 """Mistakes in what a user wrote for a configuration, told by the user's own name for the place.
 
-jsonargparse finds a value of a wrong type, but names it by class paths; and passes over null, and over a section that no
-field has.
+jsonargparse finds a value of a wrong type, but names it by class paths; and passes over null, and over a section that
+no field has.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ def misplaced(content: Any, kind: Any) -> list[str]:
         names = [field.name for field in dataclasses.fields(own)]
         found += [_unknown(place, key, names, kind) for key in value if key not in names]
     for place, value, own in _everything(content, kind):
-        # A section without a line in it is one of defaults.
-        if value is None and _mismatch(None, own) and not dataclasses.is_dataclass(own):
+        if value is None and _mismatch(None, own):
             found.append(f"{place}: null is not {_mismatch(None, own)}; leave the line out for the default")
         if isinstance(value, Mapping) and typing.get_origin(_without_none(own)) is dict:
             found += [f"{place}.{name}: a name is text; write '{name}'" for name in value if not isinstance(name, str)]

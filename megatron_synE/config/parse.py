@@ -56,8 +56,9 @@ def parse_job(arguments: Sequence[str], launch: Launch | None = None) -> JobConf
         raise ValueError("the command line could not be read; see --help") from None
     except Exception as error:
         contents = list(_contents(arguments))
-        found_by = (misplaced, wrong_values, missing)
-        problems = [line for finds in found_by for content in contents for line in finds(content, JobConfig)]
+        problems = [line for content in contents for line in misplaced(content, JobConfig)]
+        problems += [line for content in contents for line in wrong_values(content, JobConfig)]
+        problems = problems or [line for content in contents for line in missing(content, JobConfig)]
         raise ValueError("\n".join([*(problems or _first_lines(str(error))), HINT])) from None
     if launch is not None and (problems := launch.problems()):
         raise ValueError("\n".join(problems))

@@ -44,6 +44,7 @@ def refused(tmp_path: Path, text: str, *arguments: str) -> str:
         ("optimizer: {learning_rate: 1}", "optimizer.learning_rate: unknown; optimizer has lr, weight_decay"),
         ("training: {rampup_batch_size: [1, 2]}", "training.rampup_batch_size: [1, 2] is not a list of 3 values"),
         ("training: 3", "training: 3 is not a mapping"),
+        ("model: {}\nevaluation:\n  # all by default\n", "evaluation: null is not a mapping of names to values; leave"),
         ("training: {seed: null}", "training.seed: null is not a whole number; leave the line out"),
         ("data: {sources: {web: {language: zh}}}", "data.sources.web.prefix: missing"),
         ("data: {stages: [{tokens: 3}]}", "data.stages[0].name: missing"),
@@ -90,7 +91,7 @@ def test_what_is_right_is_left_alone(tmp_path: Path) -> None:
     file.write_text(
         "data:\n  sources: {web: {prefix: a, topic_shares: {law: 1/3, maths: 2/3}, topics: true}}\n"
         "  stages: [{name: one, tokens: 1_000_000, weights: {web: 1}}]\noptimizer: {lr: 1e-5, adam_eps: 1.0e-8}\n"
-        "training: {train_steps: null, rampup_batch_size: [1, 1, 10]}\nevaluation:\n  # all defaults\nmodel: {rope_scaling: {factor: 2}}\n",
+        "training: {train_steps: null, rampup_batch_size: [1, 1, 10]}\nmodel: {rope_scaling: {factor: 2}}\n",
         encoding="utf-8",
     )
     job = parse_job(["--config", str(file), "--data.sources.web.order", "stored", "--training.seed=3"])
