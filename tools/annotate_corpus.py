@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.annotate import Scorer, corpus_tokenizer, label_topics, score_perplexity
 from megatron_synE.corpus.topics import load_topic_classifier
 from megatron_synE.runtime.device import choose_device
@@ -19,7 +20,7 @@ from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_e
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     topic = commands.add_parser("topic", help="label documents with a topic classifier")
     topic.add_argument("--classifier", required=True, help="directory of train_topic_classifier or of transformers")
@@ -28,15 +29,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     model = perplexity.add_mutually_exclusive_group(required=True)
     model.add_argument("--hf-dir", help="a causal language model of transformers")
     model.add_argument("--checkpoint", help="a checkpoint of pretrain_llama3_synE.py")
-    perplexity.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    perplexity.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
     perplexity.add_argument("--max-window-tokens", type=int, help="longest input (default: what the model allows)")
-    perplexity.add_argument("--tokens-per-batch", type=int, default=16_384)
+    perplexity.add_argument("--tokens-per-batch", type=int, default=16_384, help="most, padding included")
     perplexity.add_argument("--bos-id", type=int, help="a token to put before every document")
     for command in (topic, perplexity):
         command.add_argument("--prefix", nargs="+", required=True, help="corpora, without .bin/.idx")
         command.add_argument("--part-size", type=int, default=10_000, help="documents per part")
         command.add_argument("--overwrite", action="store_true", help="replace an annotation by another annotator")
-        command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+        command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where")
     return parser.parse_args(argv)
 
 
@@ -58,32 +59,31 @@ def build_scorer(arguments: argparse.Namespace, device: str) -> Scorer:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    arguments = parse_arguments(argv)
+    return run_tool("annotate_corpus", lambda: run(parse_arguments(argv)))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Annotate one corpus after the other."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    try:
-        device = str(choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", 0))))
+    device = str(choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", 0))))
+    if arguments.command == "topic":
+        classifier = load_topic_classifier(arguments.classifier, device)
+    else:
+        scorer = build_scorer(arguments, device)
+    for prefix in arguments.prefix:
+        options = {
+            "part_size": arguments.part_size,
+            "rank": rank,
+            "world_size": world_size,
+            "overwrite": arguments.overwrite,
+        }
         if arguments.command == "topic":
-            classifier = load_topic_classifier(arguments.classifier, device)
+            tokenizer = corpus_tokenizer(prefix, arguments.tokenizer_model)
+            complete = label_topics(prefix, classifier, tokenizer, **options)
         else:
-            scorer = build_scorer(arguments, device)
-        for prefix in arguments.prefix:
-            options = {
-                "part_size": arguments.part_size,
-                "rank": rank,
-                "world_size": world_size,
-                "overwrite": arguments.overwrite,
-            }
-            if arguments.command == "topic":
-                tokenizer = corpus_tokenizer(prefix, arguments.tokenizer_model)
-                complete = label_topics(prefix, classifier, tokenizer, **options)
-            else:
-                complete = score_perplexity(prefix, scorer, **options)
-            if complete:
-                print(f"{prefix}.{arguments.command}.npy")
-    except (ValueError, OSError) as error:
-        print(f"annotate_corpus: {error}", file=sys.stderr)
-        return 1
-    return 0
+            complete = score_perplexity(prefix, scorer, **options)
+        if complete:
+            print(f"{prefix}.{arguments.command}.npy")
 
 
 if __name__ == "__main__":

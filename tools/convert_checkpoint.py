@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from megatron_synE.command_line import ToolParser, run_tool
+
 TOKENIZER_DIRECTORY = "tokenizer"
 DTYPES = ("bfloat16", "float16", "float32")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -36,7 +38,7 @@ def size_bytes(text: str) -> int:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line → namespace."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help_text in (("import", "Hugging Face → ours"), ("export", "ours → Hugging Face")):
         command = commands.add_parser(name, help=help_text)
@@ -46,7 +48,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--tokenizer-dir", type=Path, help="where the tokenizer's files are")
         command.add_argument("--verify", choices=("logits", "tensors"), help="compare both sides afterwards")
         command.add_argument("--verify-prompts", nargs="+", metavar="PROMPT", help="texts, or token ids as 1,2,3")
-    commands.choices["export"].add_argument("--max-shard-size", type=size_bytes, default=size_bytes("5GB"))
+    commands.choices["export"].add_argument("--max-shard-size", type=size_bytes, default="5GB",
+                                            help="largest file")
     commands.choices["import"].add_argument("--resize-vocab", type=Path, help="directory of the extended tokenizer")
     resize = commands.add_parser("resize", help="ours → ours with a larger vocabulary")
     resize.add_argument("--checkpoint", type=Path, required=True, help="directory of our checkpoints")
@@ -189,33 +192,32 @@ def export_model(
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 the input is wrong (one line says what)."""
-    options = parse_arguments(arguments)
+    return run_tool("convert_checkpoint", lambda: run(parse_arguments(arguments)))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Convert, and compare both sides where that is asked for."""
+    warnings.filterwarnings("ignore", module=r"megatron\.")  # what it would do faster with Apex is not for this tool
     from megatron_synE.runtime.transformer_engine import hide_unusable_transformer_engine
 
     hide_unusable_transformer_engine()
-    try:
-        if options.command == "resize":
-            print(f"resized as {resize_model(options.checkpoint, options.output, options.resize_vocab)}")
-            return 0
-        if options.command == "import":
-            path = import_model(
-                options.hf_dir, options.checkpoint, options.dtype, options.tokenizer_dir, options.resize_vocab
-            )
-            print(f"imported {options.hf_dir} as {path}")
-        else:
-            files = export_model(
-                options.checkpoint, options.hf_dir, options.dtype, options.tokenizer_dir, options.max_shard_size
-            )
-            print(f"exported {options.checkpoint} as {options.hf_dir} ({len(files)} files)")
-        if options.verify:
-            sides = (options.hf_dir, options.checkpoint, options.dtype, options.verify_prompts)
-            print(verify(options.verify, *sides, source_is_hf=options.command == "import"))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.command == "resize":
+        print(f"resized as {resize_model(options.checkpoint, options.output, options.resize_vocab)}")
+        return
+    if options.command == "import":
+        path = import_model(
+            options.hf_dir, options.checkpoint, options.dtype, options.tokenizer_dir, options.resize_vocab
+        )
+        print(f"imported {options.hf_dir} as {path}")
+    else:
+        files = export_model(
+            options.checkpoint, options.hf_dir, options.dtype, options.tokenizer_dir, options.max_shard_size
+        )
+        print(f"exported {options.checkpoint} as {options.hf_dir} ({len(files)} files)")
+    if options.verify:
+        sides = (options.hf_dir, options.checkpoint, options.dtype, options.verify_prompts)
+        print(verify(options.verify, *sides, source_is_hf=options.command == "import"))
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", module=r"megatron\.")  # what it would do faster with Apex is not for this tool
     sys.exit(main())

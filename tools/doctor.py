@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
 from megatron_synE.kernels import choice
@@ -104,28 +105,40 @@ def about(job: JobConfig) -> tuple[list[str], list[str]]:
     return found.lacking + found.problems, found.notes
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; what is left over (`--section.field value`) overrides the config."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--config", help="YAML file of a job")
-    args, overrides = parser.parse_known_args(argv)
-    if overrides and args.config is None:
+    arguments, overrides = parser.parse_known_args(argv)
+    if overrides and arguments.config is None:
         parser.error(f"unrecognized arguments: {' '.join(overrides)} (overrides need --config)")
+    arguments.overrides = overrides
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; 1 where a run of the job would not start."""
+    return run_tool("doctor", lambda: run(parse_arguments(argv)))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report."""
     print(f"python {platform.python_version()}")
     print("\n".join(f"{name} {version(name) or 'not installed'}" for name in LIBRARIES))
     print(transformer_engine())
     print(f"Apex: {apex()}")
     for title, lines in (("device", device_lines()), ("kernels", kernel_lines()), ("ops", op_lines())):
-        print(f"\n{title}")
-        print("\n".join(f"  {line}" for line in lines))
-    if args.config is None:
+        print("\n".join(["", title, *(f"  {line}" for line in lines)]))
+    if arguments.config is None:
         return 0
     notes: list[str] = []
     try:
-        problems, notes = about(parse_job(["--config", args.config, *overrides]))
+        problems, notes = about(parse_job(["--config", arguments.config, *arguments.overrides]))
     except ValueError as error:
         problems = str(error).splitlines()
-    print(f"\n{args.config}: {'a run would not start' if problems else 'everything is there'}")
-    print("\n".join(f"  {line}" for line in [*problems, *(f"note: {note}" for note in notes)]))
+    told = [f"  {line}" for line in [*problems, *(f"note: {note}" for note in notes)]]
+    verdict = "a run would not start" if problems else "everything is there"
+    print("\n".join(["", f"{arguments.config}: {verdict}", *told]))
     return 1 if problems else 0
 
 

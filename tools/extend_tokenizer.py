@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.extension import BytePairTokenizer, fertility
 from megatron_synE.corpus.texts import read_texts
 
@@ -28,12 +29,12 @@ NUM_MEASURED = 1000
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line → namespace."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True, help="directory with the old tokenizer.json")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--add", type=Path, nargs="+", help="text files, one new token a line")
     source.add_argument("--train-on", nargs="+", help="JSON-lines or parquet files, directories or globs")
-    parser.add_argument("--json-key", default="text")
+    parser.add_argument("--json-key", default="text", help="key of the text, with --train-on")
     parser.add_argument("--num-new", type=int, help="number of new tokens to be found, with --train-on")
     parser.add_argument("--output", type=Path, required=True, help="new directory")
     options = parser.parse_args(arguments)
@@ -87,12 +88,7 @@ def extend(options: argparse.Namespace) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 the input is wrong (one line says what)."""
-    try:
-        print(extend(parse_arguments(arguments)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_tool("extend_tokenizer", lambda: print(extend(parse_arguments(arguments))))
 
 
 if __name__ == "__main__":

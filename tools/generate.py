@@ -6,14 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_synE.command_line import ToolParser, run_tool
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(__doc__)
     parser.add_argument("--hf-dir", type=Path, required=True, help="folder of the model and its tokenizer")
     parser.add_argument("--prompt", required=True, help="the beginning of the text")
-    parser.add_argument("--max-new-tokens", type=int, default=40)
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
+    parser.add_argument("--max-new-tokens", type=int, default=40, help="most tokens of the continuation")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
     arguments = parser.parse_args(argv)
     if arguments.max_new_tokens < 1:
         parser.error("--max-new-tokens must be at least 1")
@@ -50,13 +52,12 @@ def generate(hf_dir: Path, prompt: str, max_new_tokens: int, device: str = "cpu"
 
 def main(argv: list[str] | None = None) -> int:
     """Print the text; 0, or 1 after one message about what is wrong."""
-    arguments = parse_arguments(argv)
-    try:
-        print(generate(arguments.hf_dir, arguments.prompt, arguments.max_new_tokens, arguments.device))
-    except (ValueError, OSError) as error:
-        print(f"generate: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_tool("generate", lambda: run(parse_arguments(argv)))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the text."""
+    print(generate(arguments.hf_dir, arguments.prompt, arguments.max_new_tokens, arguments.device))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.llama3 import BEGIN_OF_TEXT, END_OF_TEXT, SPLIT_PATTERN
 from megatron_synE.corpus.texts import read_texts
 from megatron_synE.progress import ProgressBar
@@ -57,24 +58,28 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--input", nargs="+", required=True, help="JSON-lines or parquet files, directories or globs")
-    parser.add_argument("--json-key", default="text")
+    parser.add_argument("--json-key", default="text", help="key of the text")
     parser.add_argument("--vocab-size", type=int, required=True, help="entries, special tokens included")
-    parser.add_argument("--output-dir", type=Path, required=True)
-    arguments = parser.parse_args()
-    try:
-        if arguments.vocab_size < 256 + 2:
-            raise ValueError(f"--vocab-size {arguments.vocab_size}: must be at least 258 (256 bytes, 2 special tokens)")
-        tokenizer = train_tokenizer(read_texts(arguments.input, arguments.json_key), arguments.vocab_size)
-    except ValueError as error:
-        print(f"train_tokenizer: {error}", file=sys.stderr)
-        return 1
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the tokenizer goes")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run_tool("train_tokenizer", lambda: run(parse_arguments(argv)))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and save."""
+    if arguments.vocab_size < 256 + 2:
+        raise ValueError(f"--vocab-size {arguments.vocab_size}: must be at least 258 (256 bytes, 2 special tokens)")
+    tokenizer = train_tokenizer(read_texts(arguments.input, arguments.json_key), arguments.vocab_size)
     save(tokenizer, arguments.output_dir)
     print(f"{arguments.output_dir}: {tokenizer.get_vocab_size()} tokens")
-    return 0
 
 
 if __name__ == "__main__":

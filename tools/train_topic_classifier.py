@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.pages import page_groups, split_by_page
 from megatron_synE.corpus.texts import read_batches
 from megatron_synE.corpus.topic_report import TopicReport, report
@@ -36,10 +37,10 @@ BLOCK = 256
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("--input", nargs="+", required=True, help="labelled JSON lines or parquet; files or globs")
-    parser.add_argument("--json-key", default="text")
-    parser.add_argument("--topic-key", default="topic")
+    parser.add_argument("--json-key", default="text", help="key of the text")
+    parser.add_argument("--topic-key", default="topic", help="key of the label")
     parser.add_argument(
         "--topics", nargs="+", help="the label set in its order; 'from-data': those found; default: the recipe's eleven"
     )
@@ -47,8 +48,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--output-dir", type=Path, help="where the classifier goes")
     where.add_argument("--evaluate", type=Path, help="train nothing; report on this classifier with all the input")
-    parser.add_argument("--heldout-fraction", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of the held-out documents")
+    parser.add_argument("--heldout-fraction", type=float, default=0.1, help="part of each topic that is tested with")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of the held-out documents (default: 0)")
     parser.add_argument("--strength", type=float, default=10.0, help="inverse of the L2 penalty")
     parser.add_argument("--num-bits", type=int, default=18, help="2^num_bits features")
     return parser.parse_args(argv)
@@ -124,20 +125,19 @@ def train(arguments: argparse.Namespace) -> TopicReport:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    arguments = parse_arguments(argv)
     logging.basicConfig(format="train_topic_classifier: %(message)s", level=logging.WARNING)
-    try:
-        if arguments.evaluate is not None:
-            texts, labels, _ = read_labelled(arguments.input, arguments.json_key, arguments.topic_key, None)
-            found = evaluate(load_topic_classifier(arguments.evaluate), texts, labels)
-        else:
-            found = train(arguments)
-    except (ValueError, OSError) as error:
-        print(f"train_topic_classifier: {error}", file=sys.stderr)
-        return 1
+    return run_tool("train_topic_classifier", lambda: run(parse_arguments(argv)))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train or only evaluate, and print the report."""
+    if arguments.evaluate is not None:
+        texts, labels, _ = read_labelled(arguments.input, arguments.json_key, arguments.topic_key, None)
+        found = evaluate(load_topic_classifier(arguments.evaluate), texts, labels)
+    else:
+        found = train(arguments)
     print("\n".join(found.lines()))
     print(json.dumps(found.figures()))
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,29 +9,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_synE.checkpoint.layout import checkpoint_directories, resolve, resume_notes
+from megatron_synE.command_line import ToolParser, quiet_megatron, run_tool
 
 
-def main(arguments: Sequence[str]) -> int:
-    """One line for each checkpoint; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True,
                         help="a step_XXXXXXXX directory, or the folder of a run: then the one it would resume from")
     parser.add_argument("--all", action="store_true", help="all checkpoints of the folder, not only that one")
     parser.add_argument("--values", action="store_true", help="also unpack the tensors, and look for NaN and infinity")
-    options = parser.parse_args(arguments)
-    try:
-        if options.all:
-            directories = checkpoint_directories(options.checkpoint)
-            if not directories:
-                raise ValueError(f"--checkpoint: {options.checkpoint} holds no step_XXXXXXXX directory")
-        else:
-            directories = [resolve(options.checkpoint)]
-            for note in resume_notes(options.checkpoint):
-                print(f"note     {note}")
-    except (ValueError, OSError) as error:
-        print(f"verify_checkpoint: {error}", file=sys.stderr)
-        return 1
-    return max([verify_one(directory, options.values) for directory in directories])
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One line for each checkpoint; returns the exit status."""
+    return run_tool("verify_checkpoint", lambda: run(parse_arguments(argv)))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify what was asked for; 1 where a checkpoint is damaged."""
+    quiet_megatron()
+    if arguments.all:
+        directories = checkpoint_directories(arguments.checkpoint)
+        if not directories:
+            raise ValueError(f"--checkpoint: {arguments.checkpoint} holds no step_XXXXXXXX directory")
+    else:
+        directories = [resolve(arguments.checkpoint)]
+        for note in resume_notes(arguments.checkpoint):
+            print(f"note     {note}")
+    return max([verify_one(directory, arguments.values) for directory in directories])
 
 
 def verify_one(directory: Path, values: bool) -> int:
@@ -56,4 +63,4 @@ def verify_one(directory: Path, values: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

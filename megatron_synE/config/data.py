@@ -91,7 +91,8 @@ class AdjustmentConfig:
     """How topic shares move during a run. Each source's topics move among themselves: languages keep their ratio."""
 
     strategy: Literal["static", "schedule", "topic_perplexity"] = "static"
-    """Never; at the points of `schedule`; or by the held-out perplexity of each topic (RECIPE.md)."""
+    """Never; at the points of `schedule`; or by the held-out perplexity of each topic, as Llama-3-SynE does
+    (arXiv 2407.18743, section 3.1)."""
     interval_tokens: int = 0
     """Tokens between two measurements of topic_perplexity."""
     alpha: float = 0.2

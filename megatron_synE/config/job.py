@@ -52,6 +52,8 @@ class JobConfig:
             found += self._batch_problems(world_size)
         if self.parallel.tp_comm_overlap and self.model.transformer_impl != "transformer_engine":
             found.append("parallel.tp_comm_overlap: needs model.transformer_impl transformer_engine; use it")
+        if self.logging.wandb.project is not None and self.logging.directory is None and self.checkpoint.save is None:
+            found.append("logging.wandb.project: needs logging.directory or checkpoint.save to keep the run's id in")
         return found + self._fp8_problems(base) + self._optimizer_problems()
 
     def _fp8_problems(self, base: LlamaArchitecture | None) -> list[str]:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+COMPLETIONS = {"bash": "shtab-bash", "zsh": "shtab-zsh", "tcsh": "shtab-tcsh", "jsonschema": "jsonschema"}
+"""What is printed, by jsonargparse's name for it."""
+
 
 @dataclass
 class Launch:
@@ -28,7 +31,7 @@ class Launch:
             "--dry_run", nargs=0, action=_Set, launch=self, help="exit status 0 only if the run would start"
         )
         group.add_argument(
-            "--world_size", type=_positive, action=_Set, launch=self,
+            "--world_size", type=int, metavar="N", action=_Set, launch=self,
             help="processes that the run will have (default: those of one replica of the model)",
         )  # fmt: skip
         group.add_argument(
@@ -36,18 +39,19 @@ class Launch:
             help="the run will start on another machine: what this one lacks is told, and does not count",
         )  # fmt: skip
 
+        parser.add_argument(
+            "--print_completion", choices=COMPLETIONS, action=_PrintCompletion,
+            help="print what completes the command in a shell, or the configuration in an editor, and exit",
+        )  # fmt: skip
+
     def problems(self) -> list[str]:
-        """Options that say nothing without --dry_run."""
+        """Options that say nothing without --dry_run, and a number of processes that cannot be."""
+        if self.dry_run and self.world_size is not None and self.world_size < 1:
+            return [f"--world_size: {self.world_size} is not positive; give the number of processes"]
         if self.dry_run:
             return []
         given = {"--world_size": self.world_size is not None, "--elsewhere": self.elsewhere}
         return [f"{option}: only for --dry_run; add that, or drop it" for option, is_given in given.items() if is_given]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes; give 1 or more")
-    return int(text)
 
 
 class _Set(argparse.Action):
@@ -59,3 +63,12 @@ class _Set(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(self._launch, self._field, True if self.nargs == 0 else values)
+
+
+class _PrintCompletion(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(parser.get_completion_script(COMPLETIONS[values]))
+        argparse.ArgumentParser.exit(parser, 0)

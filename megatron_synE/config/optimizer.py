@@ -11,7 +11,7 @@ LARGEST_BF16_BETA = 0.99
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as Llama-3-SynE uses it (RECIPE: β 0.9 and 0.95, clipping 1.0)."""
+    """AdamW as Llama-3-SynE uses it (β 0.9 and 0.95, clipping 1.0)."""
 
     lr: float = 1e-5
     """Highest learning rate."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,27 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class WandbConfig:
+    """A run of Weights & Biases; off without a project. A resumed run goes on with its own."""
+
+    project: str | None = None
+    """Project that the run is shown in; none sends nothing."""
+    entity: str | None = None
+    """User or team; none for the account's own choice."""
+    name: str | None = None
+    """Name of the run; none for a made-up one."""
+    mode: Literal["online", "offline"] = "online"
+    """Send at once, or keep files in `wandb` beside the metrics for a later `wandb sync`."""
+
+    def problems(self) -> list[str]:
+        """Fields that say nothing without a project."""
+        given = [name for name in ("entity", "name") if getattr(self, name) is not None]
+        if self.project is not None or not given:
+            return []
+        return [f"logging.wandb.{given[0]}: given without logging.wandb.project; name one"]
+
+
+@dataclass(frozen=True)
 class LoggingConfig:
     """Where the run's numbers go."""
 
@@ -118,6 +140,8 @@ class LoggingConfig:
     """Steps between two records."""
     tensorboard: bool = True
     """Write TensorBoard files."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases."""
     peak_tflops: float | None = None
     """Peak of one device in TFLOP/s for MFU; none takes the data sheet's dense bf16 figure where the GPU is known."""
 
@@ -128,4 +152,4 @@ class LoggingConfig:
             found.append(f"logging.interval_steps: {self.interval_steps} is not positive; use 1 or more")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             found.append(f"logging.peak_tflops: {self.peak_tflops} is not positive; use the device's figure, or null")
-        return found
+        return found + self.wandb.problems()

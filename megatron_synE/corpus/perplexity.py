@@ -5,6 +5,7 @@ asks of a model is ``WindowModel``. Tensors: B windows, T tokens, V vocabulary, 
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,13 +114,16 @@ class HuggingFaceModel:
     ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         directory = Path(directory)
         if not (directory / "config.json").is_file():
             raise ValueError(f"--hf-dir {directory}: no config.json; expected a model directory of transformers")
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                directory, local_files_only=True, use_safetensors=True, torch_dtype=getattr(torch, dtype)
+                directory, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
             )
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"--hf-dir {directory}: cannot be loaded ({error})") from error

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_synE.corpus.chunks import DocumentBatch
-from megatron_synE.corpus.readers import expand_inputs, iter_chunks
+from megatron_synE.corpus.readers import STANDARD_INPUT, expand_inputs, iter_chunks
 from megatron_synE.progress import ProgressBar
 
 
@@ -22,11 +22,13 @@ def read_batches(inputs: Sequence[str | Path], keys: Sequence[str], label_key: s
     """The checked documents of the files, chunk by chunk. Shows how much is read; raises as `read_texts`."""
     files = expand_inputs(inputs)
     columns = [*keys, *([label_key] if label_key else [])]
+    is_known = STANDARD_INPUT not in files
     done_bytes = 0
-    with ProgressBar("reading", sum(path.stat().st_size for path in files), "bytes") as bar:
+    with ProgressBar("reading", sum(path.stat().st_size for path in files) if is_known else None, "bytes") as bar:
         for path in files:
+            end_bytes = 0
             for chunk in iter_chunks(path, columns):
                 yield chunk.parse(keys, label_key)
-                bar.at(done_bytes + chunk.end.bytes_on_disk)
-            done_bytes += path.stat().st_size
-            bar.at(done_bytes)
+                end_bytes = chunk.end.bytes_on_disk
+                bar.at(done_bytes + end_bytes)
+            done_bytes += end_bytes

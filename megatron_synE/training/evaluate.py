@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,23 @@ class EvaluationResult:
     def perplexity_by_component(self) -> dict[str, float]:
         """exp(mean token loss); a loss above 709 counts as 709, as its exponential is no double."""
         return {name: math.exp(min(loss, LARGEST_EXPONENT)) for name, loss in self.loss_by_component.items()}
+
+    def mean_loss(self) -> float:
+        """Mean over all held-out tokens that were read; nan without any. Comparable over a whole run."""
+        return _weighted_mean(self.loss_by_component, self.tokens_by_component)
+
+    def mixture_loss(self, shares: Mapping[str, float]) -> float:
+        """Mean by the components' shares in the training mixture; nan where none of them was measured.
+
+        Components without held-out samples are left out, and the others' shares stand for all. It moves with the
+        mixture, too.
+        """
+        return _weighted_mean(self.loss_by_component, shares)
+
+
+def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    total = math.fsum(weights.get(name, 0) for name in values)
+    return math.fsum(value * weights.get(name, 0) for name, value in values.items()) / total if total else math.nan
 
 
 @torch.no_grad()

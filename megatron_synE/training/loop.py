@@ -25,6 +25,7 @@ from megatron_synE.training.microbatches import MicroBatch, host_microbatch, sam
 from megatron_synE.training.prefetch import Prefetcher
 from megatron_synE.training.run import TrainingRun
 from megatron_synE.training.step import StepResult, freeze_startup_objects, train_step
+from megatron_synE.training.tables import decision_text, evaluation_text
 
 SLOW_DATA_SHARE = 0.1
 """Part of a step spent waiting for its batch from which on the progress line says so."""
@@ -205,12 +206,7 @@ class TrainingLoop:
         decision = stream.adjust(sample, perplexity)
         if decision is not None:
             self._write("decision", dataclasses.asdict(decision))
-            moved = (
-                f"{name} {before:.3f}→{decision.shares_after[name]:.3f}"
-                for name, before in decision.shares_before.items()
-                if before != decision.shares_after[name]
-            )
-            self.progress.note(f"step {self.step}: topic shares  {'  '.join(moved)}")
+            self.progress.note(f"step {self.step}: {decision_text(decision)}")
 
     def _evaluate(self) -> EvaluationResult:
         """Held-out losses now; asked again for the same weights, the same answer."""
@@ -227,12 +223,18 @@ class TrainingLoop:
                     f"step {self.step}: evaluation, round {number + 1}"
                 ),
             )
+        before = state.last_evaluation[1] if state.last_evaluation is not None else None
         state.last_evaluation = (self.step, result)
         if result.loss_by_component:
-            values = {"loss": result.loss_by_component, "perplexity": result.perplexity_by_component}
+            shares = state.stream.shares(min(state.trajectory.consumed_samples, state.stream.num_samples - 1))
+            values = {
+                "mean_loss": result.mean_loss(),
+                "mixture_loss": result.mixture_loss(shares),
+                "loss": result.loss_by_component,
+                "perplexity": result.perplexity_by_component,
+            }
             self._write("evaluation", values)
-            losses = "  ".join(f"{name} {loss:.4f}" for name, loss in result.loss_by_component.items())
-            self.progress.note(f"step {self.step}: held-out loss  {losses}")
+            self.progress.note(f"step {self.step}: {evaluation_text(result, before)}")
         return result
 
     def _log_step(self, result: StepResult, times: StepTimes, first_sample: int) -> None:

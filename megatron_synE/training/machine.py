@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 from megatron_synE.config.job import JobConfig
@@ -28,6 +29,8 @@ def machine_problems(job: JobConfig) -> list[str]:
             found.append(f"model.transformer_impl: {problem}; or use model.transformer_impl fused")
         elif job.precision.fp8 != "none" and (problem := fp8_problem()) is not None:
             found.append(f"precision.fp8: {problem}; use precision.fp8 none")
+    if job.logging.wandb.project is not None and importlib.util.find_spec("wandb") is None:
+        found.append("logging.wandb.project: wandb is not installed; pip install 'megatron-syne[wandb]', or use null")
     return found
 
 

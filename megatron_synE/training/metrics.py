@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl and TensorBoard. Only the main process writes."""
+"""Where a run's numbers go: metrics.jsonl, and the curves made of it. Only the main process writes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
+
+from megatron_synE.training.curves import Curves
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -27,6 +29,7 @@ class MetricsWriter:
     Args:
         directory: None writes nothing.
         resumed_step: steps done when it starts.
+        curves: what else gets the numbers.
         keeps: of the records that are there; by default those up to `resumed_step`.
 
     Raises:
@@ -34,18 +37,17 @@ class MetricsWriter:
     """
 
     def __init__(
-        self, directory: Path | None, *, resumed_step: int, tensorboard: bool, keeps: Keeps | None = None
+        self, directory: Path | None, *, resumed_step: int, curves: Sequence[Curves] = (), keeps: Keeps | None = None
     ) -> None:
-        self._directory, self._wants_tensorboard = directory, tensorboard
+        self._directory, self._curves = directory, curves
         self._file: IO[str] | None = None
-        self._tensorboard: Any = None
         self.num_damaged = 0
         """Lines that were moved aside."""
         self.rewind(resumed_step, keeps or (lambda record: record["step"] <= resumed_step))
 
     def rewind(self, step: int, keeps: Keeps) -> None:
         """Go on after `step`; drop the records that do not hold any more."""
-        self.close()
+        self._close_file()
         if self._directory is None:
             return
         with self._explained():
@@ -53,31 +55,38 @@ class MetricsWriter:
             path = self._directory / METRICS_FILE
             self.num_damaged += _keep_only(path, keeps)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        if self._wants_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(self._directory / "tensorboard"), purge_step=step + 1)
+            for curves in self._curves:
+                curves.rewind(step)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a record; numbers in it, also one level down, become TensorBoard curves `kind/name`."""
-        if self._file is not None:
-            record = {"kind": kind, "step": step, "time": round(time.time(), 3), **_finite(values)}
-            with self._explained():
-                self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                self._file.flush()
-        if self._tensorboard is not None:
-            for name, value in _flat(values):
-                if math.isfinite(value):
-                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        """Append a record; finite numbers in it, also one level down, become curves `kind/name`."""
+        if self._file is None:
+            return
+        record = {"kind": kind, "step": step, "time": round(time.time(), 3), **_finite(values)}
+        with self._explained():
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
+            scalars = {f"{kind}/{name}": value for name, value in _flat(values) if math.isfinite(value)}
+            for curves in self._curves:
+                curves.scalars(step, scalars)
 
-    def close(self) -> None:
-        """Flush and close the files."""
+    def text(self, name: str, step: int, text: str) -> None:
+        """A text for those curves that can show one."""
+        if self._file is not None:
+            for curves in self._curves:
+                curves.text(name, step, text)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close all; `failed` where an error ends the run."""
+        if self._file is not None:
+            self._close_file()
+            for curves in self._curves:
+                curves.close(failed=failed)
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

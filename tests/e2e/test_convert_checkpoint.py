@@ -112,7 +112,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest
     def refused(*arguments: object) -> str:
         assert main([str(argument) for argument in arguments]) == 1
         line = capsys.readouterr().err.strip().splitlines()[-1]
-        assert line.startswith("error: ")
+        assert line.startswith("convert_checkpoint: ")
         return line
 
     hf, ours = tmp_path / "hf", tmp_path / "ours"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,15 @@ def test_export_is_a_llama_of_transformers_and_speaks(quickstart: tuple[Path, st
     assert torch.isfinite(model(tokens_BS).logits).all()
     line = output.split("and generating\n")[1].splitlines()[0]
     assert line.startswith("The area of the") and len(line) > len("The area of the")
+
+
+def test_files_have_the_permissions_that_any_program_gives(quickstart: tuple[Path, str]) -> None:
+    """Corpora, annotations, indices, checkpoints and exports: a colleague can read them where the umask lets him."""
+    folder, _ = quickstart
+    os.umask(umask := os.umask(0o022))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    modes = {str(path): oct(path.stat().st_mode & 0o777) for path in files}
+    assert len(files) > 50 and {path: mode for path, mode in modes.items() if mode != oct(0o666 & ~umask)} == {}
 
 
 def test_says_where_everything_lies(quickstart: tuple[Path, str]) -> None:

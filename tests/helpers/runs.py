@@ -77,7 +77,7 @@ def train(arguments: list[str], change: Callable[[Any], None] = lambda run: None
     run = build_run(job, as_json(job), architecture, runtime)
     change(run)
     metrics = MetricsWriter(
-        Path(str(job.checkpoint.save)) if runtime.is_main else None, resumed_step=run.first_step, tensorboard=False,
+        Path(str(job.checkpoint.save)) if runtime.is_main else None, resumed_step=run.first_step,
         keeps=run.state.stands_for,
     )  # fmt: skip
     error = ""

@@ -1,4 +1,4 @@
-"""The rule of Llama-3-SynE (arXiv 2407.18743, §3.1; RECIPE.md): more of the topics whose perplexity rises.
+"""The rule of Llama-3-SynE (arXiv 2407.18743, §3.1): more of the topics whose perplexity rises.
 
 For each source with topics, between the measurements t-1 and t:
 

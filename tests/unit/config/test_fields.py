@@ -99,7 +99,7 @@ def test_options_of_a_start_are_no_part_of_the_job(tmp_path: Path) -> None:
     assert (launch.dry_run, launch.world_size, job.training.seed) == (True, 4, 5)
     with pytest.raises(ValueError, match="--world_size: only for --dry_run"):
         parse_job(["--world_size", "4"], Launch())
-    with pytest.raises(ValueError, match="not a number of processes"):
+    with pytest.raises(ValueError, match="--world_size: 0 is not positive"):
         parse_job(["--dry_run", "--world_size", "0"], Launch())
     file = tmp_path / "job.yaml"
     file.write_text("dry_run: true", encoding="utf-8")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
 
+from megatron_synE.training.curves import TensorBoardCurves
 from megatron_synE.training.metrics import MetricsWriter
 from megatron_synE.training.throughput import make_throughput
+from tests.helpers.runs import train, write_job
 from tests.helpers.training import ARCHITECTURE
 
 
@@ -18,13 +21,13 @@ def lines(folder: Path) -> list[dict]:
 
 
 def test_resuming_drops_what_comes_after(tmp_path: Path) -> None:
-    first = MetricsWriter(tmp_path, resumed_step=0, tensorboard=False)
+    first = MetricsWriter(tmp_path, resumed_step=0)
     for step in range(1, 6):
         first.write("step", step, {"loss": float(step)})
     first.close()
     with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"kind": "step", "st')  # killed while writing
-    second = MetricsWriter(tmp_path, resumed_step=3, tensorboard=False)
+    second = MetricsWriter(tmp_path, resumed_step=3)
     second.write("step", 4, {"loss": 40.0, "by": {"a": math.nan}})
     second.close()
     assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
@@ -34,7 +37,7 @@ def test_resuming_drops_what_comes_after(tmp_path: Path) -> None:
 def test_tensorboard_gets_nested_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    writer = MetricsWriter(tmp_path, resumed_step=0, tensorboard=True)
+    writer = MetricsWriter(tmp_path, resumed_step=0, curves=[TensorBoardCurves(tmp_path / "tensorboard")])
     writer.write("step", 1, {"loss": 2.5, "loss_by_component": {"web/maths": 3.5}, "updated": True})
     writer.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -44,7 +47,7 @@ def test_tensorboard_gets_nested_numbers(tmp_path: Path) -> None:
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    writer = MetricsWriter(None, resumed_step=0, tensorboard=True)
+    writer = MetricsWriter(None, resumed_step=0, curves=[TensorBoardCurves(tmp_path / "tensorboard")])
     writer.write("step", 1, {"loss": 1.0})
     writer.close()
     assert list(tmp_path.iterdir()) == []
@@ -75,16 +78,16 @@ def test_a_line_that_cannot_be_read_is_moved_aside_and_told(tmp_path: Path) -> N
     good = b'{"kind": "step", "step": 1, "loss": 1.0}\n'
     bad = b'{"kind": "st\xff"}\n[1]\n{"kind": 3, "step": 1}\n'
     (tmp_path / "metrics.jsonl").write_bytes(good + bad + good + b"torn")
-    writer = MetricsWriter(tmp_path, resumed_step=1, tensorboard=False)
+    writer = MetricsWriter(tmp_path, resumed_step=1)
     writer.close()
     assert writer.num_damaged == 3
     assert (tmp_path / "metrics.jsonl").read_bytes() == good + good
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes().splitlines()[0] == b'{"kind": "st\xff"}'
-    assert MetricsWriter(tmp_path, resumed_step=1, tensorboard=False).num_damaged == 0
+    assert MetricsWriter(tmp_path, resumed_step=1).num_damaged == 0
 
 
 def test_only_what_holds_is_kept(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path, resumed_step=0, tensorboard=False)
+    writer = MetricsWriter(tmp_path, resumed_step=0)
     for kind in ("step", "evaluation", "decision"):
         writer.write(kind, 4, {})
     writer.rewind(4, lambda record: record["kind"] != "decision")
@@ -97,4 +100,22 @@ def test_only_what_holds_is_kept(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match=r"logging\.directory: .*file/logs cannot be written"):
-        MetricsWriter(tmp_path / "file" / "logs", resumed_step=0, tensorboard=False)
+        MetricsWriter(tmp_path / "file" / "logs", resumed_step=0)
+
+
+def test_every_record_says_where_the_run_stood_and_when(tmp_path: Path) -> None:
+    """Steps, evaluations, decisions, checkpoints, incidents and changes of the configuration, over a resume."""
+    began = time.time()
+    arguments = write_job(tmp_path, data={"heldout_fraction": 0.2}, training={"fail_on_nan": False})
+    train([*arguments, "--training.exit_after_steps", "4"])
+    train([*arguments, "--optimizer.lr", "1e-4", "--healing.threshold", "0.001", "--healing.window_steps", "8"])
+    found = lines(tmp_path / "run")
+    kinds = {record["kind"] for record in found}
+    assert {"step", "evaluation", "decision", "checkpoint", "configuration", "incident"} <= kinds, kinds
+    times = [record["time"] for record in found]
+    assert times == sorted(times) and began - 1 < times[0] <= times[-1] < time.time() + 1
+    for record in found:
+        assert {"step", "consumed_samples", "consumed_tokens"} <= set(record), record
+    evaluation = next(record for record in found if record["kind"] == "evaluation")
+    low, high = min(evaluation["loss"].values()), max(evaluation["loss"].values())
+    assert low < evaluation["mean_loss"] < high and low < evaluation["mixture_loss"] < high

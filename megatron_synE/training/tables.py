@@ -1,0 +1,56 @@
+"""What the console says of many components: a line where there are few, a table where a line would be a paragraph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_synE.data.state import Decision
+from megatron_synE.training.evaluate import EvaluationResult
+
+MOST_IN_A_LINE = 4
+INDENT = "  "
+
+
+def evaluation_text(result: EvaluationResult, before: EvaluationResult | None) -> str:
+    """Held-out losses.
+
+    Args:
+        before: the measurement before this one, which a table compares with.
+    """
+    losses, tokens = result.loss_by_component, result.tokens_by_component
+    if len(losses) <= MOST_IN_A_LINE:
+        return "held-out loss  " + "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+    old = before.loss_by_component if before is not None else {}
+    rows = [
+        [name, f"{loss:.4f}", f"{loss - old[name]:+.4f}" if name in old else "",
+         f"{result.perplexity_by_component[name]:.4g}", f"{tokens[name]:,}"]
+        for name, loss in losses.items()
+    ]  # fmt: skip
+    rows.append(["mean over tokens", f"{result.mean_loss():.4f}", "", "", f"{sum(tokens.values()):,}"])
+    return "held-out loss\n" + table(["", "loss", "change", "perplexity", "tokens"], rows)
+
+
+def decision_text(decision: Decision) -> str:
+    """Topic shares that moved."""
+    after = decision.shares_after
+    moved = {name: share for name, share in decision.shares_before.items() if share != after[name]}
+    if len(moved) <= MOST_IN_A_LINE:
+        return "topic shares  " + "  ".join(f"{name} {share:.3f}→{after[name]:.3f}" for name, share in moved.items())
+    measured = decision.perplexity
+    rows = [[name, f"{share:.3f}", f"{after[name]:.3f}", f"{measured[name]:.4g}"] for name, share in moved.items()]
+    return "topic shares\n" + table(["", "before", "now", "perplexity"], rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned lines: the first column to the left, the others to the right. Chinese characters take two places."""
+    from rich.cells import cell_len
+
+    lines = [head, *rows]
+    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(head))]
+
+    def aligned(line: Sequence[str]) -> str:
+        padding = [" " * (width - cell_len(cell)) for width, cell in zip(widths, line, strict=True)]
+        rest = (space + cell for space, cell in zip(padding[1:], line[1:], strict=True))
+        return (INDENT + INDENT.join([line[0] + padding[0], *rest])).rstrip()
+
+    return "\n".join(aligned(line) for line in lines)

@@ -1,0 +1,70 @@
+"""All texts of some files, and how much of them is read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_synE.corpus import texts as texts_module
+from megatron_synE.corpus.texts import read_batches, read_texts
+from megatron_synE.progress import ProgressBar
+
+RECORDS = [{"text": f"text number {number}", "topic": "law"} for number in range(200)]
+
+
+class RecordingBar(ProgressBar):
+    """What a bar was told."""
+
+    told: list[float]
+    totals: list[float | None]
+
+    def at(self, done: float) -> None:
+        self.told.append(done)
+        self.totals.append(self.total)
+
+
+@pytest.fixture
+def bar(monkeypatch: pytest.MonkeyPatch) -> type[RecordingBar]:
+    monkeypatch.setattr(texts_module, "ProgressBar", RecordingBar)
+    RecordingBar.told, RecordingBar.totals = [], []
+    return RecordingBar
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """The same records, plain, compressed and columnar."""
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    (tmp_path / "a.jsonl").write_text(lines + "not json\n")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "c.parquet")
+    return sorted(tmp_path.iterdir())
+
+
+def test_texts_of_all_formats_in_order(files: list[Path], bar: type[RecordingBar]) -> None:
+    assert list(read_texts(files, "text")) == [record["text"] for record in RECORDS] * 3
+    size = sum(path.stat().st_size for path in files)
+    assert bar.told == sorted(bar.told) and bar.told[-1] == size and set(bar.totals) == {size}
+
+
+def test_labels_come_along_and_bad_lines_are_told(files: list[Path]) -> None:
+    batches = list(read_batches(files[:1], ["text"], "topic"))
+    assert [label for batch in batches for label in batch.labels or []] == ["law"] * len(RECORDS)
+    assert [line.location for batch in batches for line in batch.bad_lines] == [f"{files[0]}:{len(RECORDS) + 1}"]
+
+
+def test_standard_input_has_no_known_size(bar: type[RecordingBar], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "one"}\n{"text": "two"}\n')))
+    assert list(read_texts(["-"], "text")) == ["one", "two"]
+    assert set(bar.totals) == {None}
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ValueError, match=r"--input absent\.jsonl"):
+        list(read_texts(["absent.jsonl"], "text"))
