@@ -13,15 +13,16 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
 from megatron_synE.corpus.progress import TokenisingBar, describe_skipped
 from megatron_synE.corpus.readers import BLANK_LINE, WHOLE_FILE, expand_inputs
 from megatron_synE.corpus.tokenizers import TOKENIZER_TYPES, build_tokenizer
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ToolParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("--input", nargs="+", required=True, help="files, directories, globs, or - for standard input")
     parser.add_argument("--output-prefix", required=True, help="path and beginning of the output's names")
     parser.add_argument("--json-keys", nargs="+", default=["text"], help="one corpus is made of each (default: text)")
@@ -83,7 +84,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit status: 0, or 1 after one message about what is wrong."""
-    arguments = parse_arguments(argv)
+    return run_tool("preprocess_data", lambda: run(parse_arguments(argv)))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tokenise, and say what came of it."""
     logging.basicConfig(format="preprocess_data: %(message)s", level=logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cannot be gone on with is removed
     options = PreprocessOptions(
@@ -120,12 +125,8 @@ def main(argv: list[str] | None = None) -> int:
                 overwrite=arguments.overwrite,
                 on_progress=bar.show,
             )
-    except (ValueError, OSError) as error:
-        print(f"preprocess_data: {error}", file=sys.stderr)
-        return 1
     except BrokenProcessPool:
-        print("preprocess_data: a worker process died (out of memory?); use fewer --workers", file=sys.stderr)
-        return 1
+        raise ValueError("a worker process died (out of memory?); use fewer --workers") from None
     except KeyboardInterrupt:
         print("preprocess_data: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -6,17 +6,21 @@ status 1.
 import argparse
 import sys
 
-from megatron_synE.command_line import run_tool
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.verify import verify_corpus
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = ToolParser(__doc__)
+    parser.add_argument("prefix", nargs="+", help="corpora, without .bin/.idx")
+    parser.add_argument("--vocab-size", type=int, help="of the model (default: what the sidecar says)")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prefix", nargs="+", help="corpora, without .bin/.idx")
-    parser.add_argument("--vocab-size", type=int, help="of the model (default: what the sidecar says)")
-    arguments = parser.parse_args(argv)
-    return run_tool("verify_corpus", lambda: run(arguments))
+    return run_tool("verify_corpus", lambda: run(parse_arguments(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:
