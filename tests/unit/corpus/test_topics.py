@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_synE.corpus import topics as topics_module
 from megatron_synE.corpus.topics import (
     RECIPE_TOPICS,
     FeatureSettings,
@@ -14,6 +15,7 @@ from megatron_synE.corpus.topics import (
     features,
     load_topic_classifier,
 )
+from tests.helpers.progress import is_complete, recorded_bars
 from tests.unit.corpus.conftest import SAMPLE
 
 SMALL = FeatureSettings(num_bits=14)
@@ -65,6 +67,16 @@ def test_it_is_the_minimum_of_the_penalised_loss() -> None:
     gradient = (rows.T @ slope).T + trained.weights / 40
     assert np.abs(gradient).max() < 2e-4 and np.abs(slope.sum(axis=0)).max() < 2e-4
     assert np.abs(trained.weights).max() > 0.1
+
+
+def test_training_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = recorded_bars(monkeypatch, topics_module)
+    texts, labels = labelled("web_en")
+    monkeypatch.setattr(topics_module, "FEATURE_BLOCK", 50)
+    LinearClassifier.train(texts, labels, RECIPE_TOPICS, SMALL, max_iterations=7)
+    rows, fit = bars
+    assert is_complete(rows) and rows.total == len(texts)
+    assert is_complete(fit) and (fit.total, fit.unit) == (7, "iterations")
 
 
 def test_shuffled_labels_are_not_learned() -> None:
