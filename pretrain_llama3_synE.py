@@ -14,16 +14,14 @@ itself told to stop.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from megatron_synE.command_line import outlive_readers
+from megatron_synE.command_line import outlive_readers, quiet_megatron
 from megatron_synE.training import failure
 from megatron_synE.training.faults import StopSignal
 
@@ -232,24 +230,6 @@ def kernels_in_use(run: Any) -> str:
         chosen = choice(name, run.runtime.device.type)
         operations.setdefault(f"{chosen.implementation} ({chosen.reason})", []).append(name)
     return "".join(f"; {how}: {', '.join(names)}" for how, names in operations.items())
-
-
-QUIET_LOGGERS = (
-    "megatron.core.transformer.transformer_layer",  # does not know that our MLP takes no further arguments
-    "megatron.core.dist_checkpointing.serialization",  # calls the folder that a save is prepared in an old one
-)
-
-
-def quiet_megatron() -> None:
-    """megatron-core warns of every optional package that is absent; tools/doctor.py tells what is used instead.
-
-    torch's C++ prints a stack for each connection that ends when a process dies; that is told by `failure.report`.
-    """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    warnings.filterwarnings("ignore", module=r"megatron\.core")
-    warnings.filterwarnings("ignore", message=r".*torch\.distributed.*deprecated", category=FutureWarning)
-    for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def command() -> NoReturn:

@@ -7,9 +7,11 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,13 +137,34 @@ class _LenientFile(io.FileIO):
 
 def described(error: Exception) -> str:
     """What is wrong, in one message; errors of the operating system by their file."""
-    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+    if not isinstance(error, OSError) or error.strerror is None or not isinstance(error.filename, str | bytes | Path):
         return str(error) or type(error).__name__
-    reason = error.strerror[:1].lower() + error.strerror[1:]
-    folder = Path(os.fsdecode(error.filename)).parent if isinstance(error.filename, str | bytes) else Path(".")
-    if isinstance(error, FileNotFoundError) and not folder.is_dir():
-        reason = f"the folder {folder} is not there; make it, or name another"
-    return f"{error.filename}: {reason}"
+    path = Path(os.fsdecode(error.filename))
+    nearest = next((parent for parent in (path, *path.parents) if parent.exists()), Path())
+    if isinstance(error, FileExistsError | NotADirectoryError) and not nearest.is_dir():
+        return f"{path}: {nearest} is a file, not a folder; name another"
+    if isinstance(error, FileNotFoundError) and path.parent != nearest:
+        return f"{path}: the folder {path.parent} is not there; make it, or name another"
+    return f"{path}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+
+
+QUIET_LOGGERS = (
+    "megatron.core.transformer.transformer_layer",  # does not know that our MLP takes no further arguments
+    "megatron.core.dist_checkpointing.serialization",  # calls the folder that a save is prepared in an old one
+)
+
+
+def quiet_megatron() -> None:
+    """megatron-core warns of every optional package that is absent; tools/doctor.py tells what is used instead.
+
+    torch's C++ prints a stack for each connection that ends when a process dies; the trainer tells that itself. Call
+    this before either is imported.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed.*deprecated", category=FutureWarning)
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager

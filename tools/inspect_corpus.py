@@ -1,16 +1,30 @@
 """Show what a corpus holds: sizes, tokenizer, document lengths, annotations, and the text of single documents.
 
+    inspect_corpus.py PREFIX                                      at once, whatever its size
+    inspect_corpus.py PREFIX --document 17                        one document: where it came from, and its text
+    inspect_corpus.py PREFIX --statistics --plot corpus.png       reads it all
+
 tools/verify_corpus.py says whether it is sound.
 """
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from megatron_synE.command_line import output_file, run_tool
 from megatron_synE.corpus.annotate import corpus_tokenizer
 from megatron_synE.corpus.annotations import NO_SCORE, Annotations
+from megatron_synE.corpus.document_table import DocumentTable, document_table_path
 from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.corpus.statistics import Statistics, corpus_statistics
+from megatron_synE.progress import ProgressBar
+from megatron_synE.reporting.figures import check_suffix, save_figure
+from megatron_synE.reporting.statistics import statistics_figure, statistics_text
 
 
 def describe(corpus: IndexedCorpus) -> list[str]:
@@ -45,25 +59,92 @@ def describe_annotations(corpus: IndexedCorpus) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prefix", nargs="+", help="corpora, without .bin/.idx")
     parser.add_argument("--document", type=int, action="append", default=[], help="print the text of this document")
     parser.add_argument("--tokenizer-model", help="where the corpus's tokenizer lies now, if it moved")
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="read it all: lengths, tokens by kept key and language, exact duplicates, documents without EOD",
+    )
+    parser.add_argument("--plot", metavar="FILE", help="draw the statistics of one corpus (.png, .pdf or .svg)")
+    parser.add_argument("--json", action="store_true", help="print JSON: sizes, and the statistics if asked for")
     arguments = parser.parse_args(argv)
+    if arguments.plot is not None and len(arguments.prefix) > 1:
+        parser.error("--plot draws one corpus at a time")
+    return arguments
+
+
+def count(corpus: IndexedCorpus, tokenizer_model: str | None) -> Statistics:
+    """The statistics, with a guess at languages where the tokenizer is at hand."""
+    tokenizer = None
     try:
-        for prefix in arguments.prefix:
-            corpus = IndexedCorpus(prefix)
+        tokenizer = corpus_tokenizer(corpus.prefix, tokenizer_model)
+    except ValueError as error:
+        print(f"inspect_corpus: no guess at languages: {error}", file=sys.stderr)
+    with ProgressBar(corpus.prefix, corpus.num_documents, "documents") as bar:
+        return corpus_statistics(corpus, tokenizer, bar.advance)
+
+
+def as_json(corpus: IndexedCorpus, statistics: Statistics | None) -> dict[str, Any]:
+    """Sizes and statistics of one corpus."""
+    found: dict[str, Any] = {
+        "prefix": corpus.prefix,
+        "num_documents": corpus.num_documents,
+        "num_sequences": corpus.num_sequences,
+        "num_tokens": corpus.num_tokens,
+        "dtype": corpus.dtype.name,
+        "fingerprint": corpus.fingerprint,
+        "tokenizer": corpus.tokenizer,
+    }
+    return found if statistics is None else {**found, "statistics": asdict(statistics)}
+
+
+def show_document(corpus: IndexedCorpus, number: int, tokenizer_model: str | None) -> None:
+    """Where a document came from, and its text."""
+    if not 0 <= number < corpus.num_documents:
+        raise ValueError(f"--document {number}: {corpus.prefix} has documents 0 to {corpus.num_documents - 1}")
+    told = [f"document {number}"]
+    if document_table_path(corpus.prefix).exists():
+        row = DocumentTable(corpus.prefix, corpus).row(number)
+        told += [row.id] if row.id is not None else []
+        told += [f"{key} {value}" for key, value in row.keys.items() if value is not None]
+        told.append(f"{row.file}:{row.line}")
+    text = corpus_tokenizer(corpus.prefix, tokenizer_model).decode(corpus.document(number))
+    print(f"--- {', '.join(told)}\n{text}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what was asked for."""
+    if arguments.plot is not None:
+        check_suffix(arguments.plot)
+    found = []
+    for prefix in arguments.prefix:
+        corpus = IndexedCorpus(prefix)
+        wanted = arguments.statistics or arguments.plot is not None
+        statistics = count(corpus, arguments.tokenizer_model) if wanted else None
+        found.append(as_json(corpus, statistics))
+        if not arguments.json:
             print("\n".join([prefix, *describe(corpus), *describe_annotations(corpus)]))
-            if arguments.document:
-                tokenizer = corpus_tokenizer(prefix, arguments.tokenizer_model)
-                for number in arguments.document:
-                    print(f"--- document {number}\n{tokenizer.decode(corpus.document(number))}")
-    except (ValueError, IndexError, OSError) as error:
-        print(f"inspect_corpus: {error}", file=sys.stderr)
-        return 1
-    return 0
+            if statistics is not None:
+                print("\n".join(statistics_text(statistics)))
+            for number in arguments.document:
+                show_document(corpus, number, arguments.tokenizer_model)
+        if statistics is not None and arguments.plot is not None:
+            figure = statistics_figure(statistics, Path(prefix).name)
+            with output_file(arguments.plot) as file:
+                save_figure(figure, file, arguments.plot)
+    if arguments.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    arguments = parse_arguments(argv)
+    return run_tool("inspect_corpus", lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_synE.checkpoint.layout import checkpoint_directories, resolve, resume_notes
-from megatron_synE.command_line import ToolParser, run_tool
+from megatron_synE.command_line import ToolParser, quiet_megatron, run_tool
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify what was asked for; 1 where a checkpoint is damaged."""
-    warnings.filterwarnings("ignore", module=r"megatron\.")  # what it would do faster with Apex is not for this tool
+    quiet_megatron()
     if arguments.all:
         directories = checkpoint_directories(arguments.checkpoint)
         if not directories:

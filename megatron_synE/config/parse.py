@@ -42,8 +42,9 @@ def parse_job(arguments: Sequence[str], launch: Launch | None = None) -> JobConf
     parser = job_parser(launch)
     own_options = [option for action in parser._actions for option in action.option_strings if "." not in option]
     others = [option for option in own_options if option.removeprefix("--") not in JobConfig.__dataclass_fields__]
-    if problems := [*_file_problems(arguments), *_option_problems(arguments, others)]:
-        raise ValueError("\n".join([*problems, HINT]))
+    problems = [*_file_problems(arguments), *_option_problems(arguments, others)]
+    if problems:
+        raise ValueError("\n".join([*problems, HINT] if any(": unknown" in line for line in problems) else problems))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             namespace = parser.parse_args(list(arguments))

@@ -5,9 +5,9 @@ joined), perplexities and other annotations by one annotator.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,13 @@ from megatron_synE.corpus.document_table import (
     write_document_table,
 )
 from megatron_synE.corpus.indexed import HASH_BLOCK_BYTES, IndexedCorpus, combined_fingerprint
-from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
+from megatron_synE.corpus.indexed_writer import CorpusParts
 from megatron_synE.corpus.sidecar import read_sidecar
+from megatron_synE.corpus.staging import Staging
 from megatron_synE.corpus.verify import index_problems
+
+STAGED = "corpus"
+"""Beginning of the names in the staging folder."""
 
 
 @dataclass
@@ -67,18 +71,22 @@ def merge_corpora(
     names = sorted({name for prefix in prefixes for name in annotation_names(prefix)})
     annotations = {name: joined(corpora, name, merged) for name in names}
     tables = open_tables(corpora, merged)
-    with IndexedCorpusWriter(output_prefix, corpora[0].dtype) as writer:
+    with Staging(Path(f"{output_prefix}.unfinished")) as staging:
+        staging.open_files(CorpusParts.file_names(STAGED))
+        parts = CorpusParts(staging, STAGED, corpora[0].dtype)
         for corpus, sidecar in zip(corpora, sidecars, strict=True):
-            copy(corpus, sidecar, writer, on_progress)
-        merged.num_documents, merged.num_tokens = writer.num_documents, writer.num_tokens
-        fingerprint = writer.finalize(merged_sidecar(corpora, sidecars))
-    for name, annotation in annotations.items():
-        if annotation is not None:
-            write_annotation(output_prefix, name, annotation.values, fingerprint, *annotation.origin)
-            merged.carried.append(name)
-    if tables:
-        write_joined_table(output_prefix, tables, fingerprint)
-        merged.carried.append("document table")
+            copy(corpus, sidecar, parts, on_progress)
+        merged.num_documents, merged.num_tokens = parts.num_documents, parts.num_tokens
+        metadata, write_table = merged_sidecar(corpora, sidecars), partial(write_joined_table, tables)
+        fingerprint, moves, removed = parts.complete(output_prefix, metadata, write_table if tables else None)
+        for name, annotation in annotations.items():
+            if annotation is not None:
+                write_annotation(staging.folder / STAGED, name, annotation.values, fingerprint, *annotation.origin)
+                for kind in ("npy", "json"):  # before the .idx, which comes last
+                    moves.insert(-1, (f"{STAGED}.{name}.{kind}", Path(f"{output_prefix}.{name}.{kind}")))
+                merged.carried.append(name)
+        staging.publish(moves, removed, {})
+    merged.carried += ["document table"] if tables else []
     return merged
 
 
@@ -116,7 +124,7 @@ def check_alike(corpora: Sequence[IndexedCorpus], sidecars: Sequence[dict[str, A
 def copy(
     corpus: IndexedCorpus,
     sidecar: dict[str, Any] | None,
-    writer: IndexedCorpusWriter,
+    parts: CorpusParts,
     on_progress: Callable[[int], None],
 ) -> None:
     """Append a corpus, and compare what was read with the fingerprint that its sidecar records.
@@ -127,11 +135,7 @@ def copy(
     content = hashlib.sha256()
     for block in iter_blocks(corpus):
         content.update(block.tokens.data)
-        # An array without memory of its own stands for the usual case: an index of 4 bytes a document is kept else.
-        counts: npt.NDArray[np.integer] = np.broadcast_to(np.int32(1), block.num_documents)
-        if not (block.sequences_per_document == 1).all():
-            counts = block.sequences_per_document.astype(np.int32)
-        writer.add_documents(block.tokens, block.sequence_lengths, counts)
+        parts.add_documents(block.tokens, block.sequence_lengths, block.sequences_per_document)
         on_progress(block.num_documents)
     if sidecar is not None:
         index = hashlib.sha256()
@@ -228,7 +232,7 @@ def open_tables(corpora: Sequence[IndexedCorpus], merged: Merged) -> list[Docume
     return tables
 
 
-def write_joined_table(output_prefix: str, tables: Sequence[DocumentTable], fingerprint: str) -> None:
+def write_joined_table(tables: Sequence[DocumentTable], path: Path, fingerprint: str) -> None:
     """The rows of all tables; a key that one of them did not keep is null there."""
     inputs = list(dict.fromkeys(name for table in tables for name in table.inputs))
     schema = table_schema(list(dict.fromkeys(key for table in tables for key in table.key_names)))
@@ -243,12 +247,4 @@ def write_joined_table(output_prefix: str, tables: Sequence[DocumentTable], fing
                 arrays = [columns.get(name, nothing) for name in schema.names]
                 yield pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
 
-    path = document_table_path(output_prefix)
-    aside = Path(f"{path}.tmp-{os.getpid()}")
-    try:
-        write_document_table(aside, batches(), schema, inputs, fingerprint)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_document_table(path, batches(), schema, inputs, fingerprint)

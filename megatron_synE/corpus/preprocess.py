@@ -283,5 +283,5 @@ def _job(files: list[Path], encoder: ChunkEncoder) -> dict[str, Any]:
         "tokenizer": {**tokenizer.describe(), "special_tokens_in_text": tokenizer.special_tokens_in_text},
         "sentence_model": encoder.sentence_model,
         "inputs": [str(file) for file in files],
-        "sizes_and_times": {str(file): list(_identity(file)) for file in files},
+        "sizes_and_times": {str(file): "{} bytes of time {}".format(*_identity(file)) for file in files},
     }

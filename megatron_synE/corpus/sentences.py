@@ -3,8 +3,6 @@
 import re
 from collections.abc import Iterator
 
-from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer
-
 EAST_ASIAN = "\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff“”‘’…"
 CHINESE_END = re.compile(rf"[。｡！？][。｡！？!?…]*|(?<=[{EAST_ASIAN}])(?:[!?]+|…+[。！？!?]*|\s*\n\s*\n)")
 """What may end a Chinese sentence: its own marks; ASCII ones, an ellipsis or a blank line behind Chinese text."""
@@ -24,6 +22,8 @@ class SentenceSplitter:
     """
 
     def __init__(self) -> None:
+        from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer  # a second to import
+
         try:
             self._punkt: PunktSentenceTokenizer = PunktTokenizer("english")
             self.model = "punkt_tab/english"

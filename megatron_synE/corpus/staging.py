@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -308,14 +309,16 @@ def _differences(found: dict[str, Any], job: dict[str, Any]) -> str:
     """The first thing in which two jobs differ, in words."""
     for name in dict.fromkeys([*found, *job]):
         theirs, ours = found.get(name), job.get(name)
-        if isinstance(theirs, dict) and isinstance(ours, dict) and theirs != ours:
+        if theirs == ours:
+            continue
+        if isinstance(theirs, dict) and isinstance(ours, dict):
             return _differences(theirs, ours)
-        if theirs != ours:
-            both = [json.dumps(value, ensure_ascii=False) for value in (theirs, ours)]
-            if max(map(len, both)) > 200:
-                return f"{name} differs"
-            return f"{name} was {both[0]} and is now {both[1]}"
-    return "it differs"
+        if isinstance(theirs, list) and isinstance(ours, list):
+            pairs = enumerate(zip_longest(theirs, ours))
+            number, (theirs, ours) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+            name = f"{name}, number {number + 1},"
+        return f"{name} was {json.dumps(theirs, ensure_ascii=False)} and is now {json.dumps(ours, ensure_ascii=False)}"
+    return "their order differs"
 
 
 def _line_with_checksum(content: dict[str, Any]) -> bytes:

@@ -50,9 +50,13 @@ def test_statuses_and_messages(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         run_tool("tool", fails(KeyError("a fault of ours")))
 
 
-def test_errors_of_the_system_are_named_by_their_file() -> None:
+def test_errors_of_the_system_are_named_by_their_file(tmp_path: Path) -> None:
     assert described(PermissionError(13, "Permission denied", "/data/x")) == "/data/x: permission denied"
     assert described(OSError(30, "Read-only file system", "/data/x")) == "/data/x: read-only file system"
+    file = tmp_path / "file"
+    file.touch()
+    for error in (FileExistsError(17, "File exists", str(file)), NotADirectoryError(20, "Not", str(file / "a" / "b"))):
+        assert described(error).endswith(f": {file} is a file, not a folder; name another")
     assert described(OSError("no number")) == "no number"
     assert described(ValueError()) == "ValueError"
 

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations", "corpus.document_table"},
     "model": {"config", "kernels"},
     "checkpoint": {"config", "progress"},
-    "reporting": {"config", "data"},
+    "reporting": {"config", "data", "corpus.statistics"},
     "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }
 # Part of the package → libraries it must not import.
