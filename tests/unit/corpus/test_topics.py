@@ -110,6 +110,18 @@ def test_features_are_normalised_and_see_only_the_beginning() -> None:
     assert (features(["abcde"], short) != features(["abcdf"], short)).nnz > 0
 
 
+def test_a_save_that_was_killed_leaves_no_classifier(
+    classifier: LinearClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old names must not vouch for new weights."""
+    classifier.save(tmp_path)
+    monkeypatch.setattr(topics_module, "write_json_atomically", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        classifier.save(tmp_path)
+    with pytest.raises(ValueError, match="no topic classifier"):
+        load_topic_classifier(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
