@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_synE.command_line import output_file, run_tool
+from megatron_synE.command_line import ToolParser, output_file, run_tool
 from megatron_synE.corpus.annotate import corpus_tokenizer
 from megatron_synE.corpus.annotations import NO_SCORE, Annotations
 from megatron_synE.corpus.document_table import DocumentTable, document_table_path
@@ -61,7 +61,7 @@ def describe_annotations(corpus: IndexedCorpus) -> list[str]:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("prefix", nargs="+", help="corpora, without .bin/.idx")
     parser.add_argument("--document", type=int, action="append", default=[], help="print the text of this document")
     parser.add_argument("--tokenizer-model", help="where the corpus's tokenizer lies now, if it moved")
@@ -143,8 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    arguments = parse_arguments(argv)
-    return run_tool("inspect_corpus", lambda: run(arguments))
+    return run_tool("inspect_corpus", lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
