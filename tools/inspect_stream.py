@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_synE.checkpoint import read_state
-from megatron_synE.command_line import output_file, run_tool
+from megatron_synE.command_line import ToolParser, output_file, run_tool
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
 from megatron_synE.data import DataStream, ledger, sample_read
@@ -41,7 +41,7 @@ from megatron_synE.training.trajectory import Trajectory
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over (`--section.field value`) overrides the config."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("--config", required=True, help="YAML file of the run")
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--checkpoint", help="a checkpoint, or the folder of a run's checkpoints (then the latest)")
@@ -182,8 +182,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 1 with one message."""
-    arguments = parse_arguments(argv)
-    return run_tool("inspect_stream", lambda: run(arguments))
+    return run_tool("inspect_stream", lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":
