@@ -22,6 +22,7 @@ from megatron_synE.corpus.annotations import NO_SCORE, Annotations
 from megatron_synE.corpus.document_table import DocumentTable, document_table_path
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.statistics import Statistics, corpus_statistics
+from megatron_synE.corpus.verify import check_index
 from megatron_synE.progress import ProgressBar
 from megatron_synE.reporting.figures import check_suffix, save_figure
 from megatron_synE.reporting.statistics import statistics_figure, statistics_text
@@ -124,6 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = []
     for prefix in arguments.prefix:
         corpus = IndexedCorpus(prefix)
+        check_index(corpus)
         wanted = arguments.statistics or arguments.plot is not None
         statistics = count(corpus, arguments.tokenizer_model) if wanted else None
         found.append(as_json(corpus, statistics))

@@ -18,11 +18,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    return run_tool("verify_corpus", lambda: run(parse_arguments(argv)))
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Read every corpus and say what was found; status 1 where one is not good."""
     status = 0
@@ -35,6 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
         for problem in found.problems:
             print(f"verify_corpus: {problem}", file=sys.stderr)
     return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run_tool("verify_corpus", lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,12 @@ def verify_corpus(prefix: str, vocab_size: int | None = None) -> Verification:
     return Verification(", ".join([summary, *names]), problems)
 
 
+def check_index(corpus: IndexedCorpus) -> None:
+    """ValueError where documents and sequences are not end to end: for who reads a corpus by its index."""
+    if problems := index_problems(corpus):
+        raise ValueError("\n".join(problems))
+
+
 def index_problems(corpus: IndexedCorpus) -> list[str]:
     """Lengths below 0, offsets that do not follow from them, boundaries that descend."""
     problems, expected = [], 0
