@@ -78,10 +78,11 @@ class WandbCurves:
     ) -> None:
         self._config, self._job_json, self._folder, self._say = config, job_json, folder, say
         self._run: Any = None
+        self._has_failed = False
 
     def rewind(self, step: int) -> None:
         """Begin the run, or go on with it."""
-        if self._run is None:
+        if self._run is None and not self._has_failed:
             self._attempt(self._begin)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -104,7 +105,7 @@ class WandbCurves:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=self._config.project, entity=self._config.entity, name=self._config.name, mode=self._config.mode,
-            id=self._id(), resume="allow", config=dict(self._job_json), dir=str(self._folder),
+            id=self._id(), resume="allow", config=dict(self._job_json), allow_val_change=True, dir=str(self._folder),
             settings=wandb.Settings(
                 init_timeout=WANDB_WAIT_SECONDS, login_timeout=WANDB_WAIT_SECONDS, finish_timeout=WANDB_WAIT_SECONDS,
                 console="off", quiet=True,
@@ -127,7 +128,7 @@ class WandbCurves:
         try:
             action()
         except Exception as error:  # whatever it is, the training is worth more
-            self._run = None
+            self._run, self._has_failed = None, True
             self._say(f"WARNING: logging.wandb: {_first_line(error)}; the run goes on without Weights & Biases")
 
 
