@@ -105,13 +105,14 @@ class WandbCurves:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=self._config.project, entity=self._config.entity, name=self._config.name, mode=self._config.mode,
-            id=self._id(), resume="allow", config=dict(self._job_json), allow_val_change=True, dir=str(self._folder),
+            id=self._id(), resume="allow", dir=str(self._folder), config=dict(self._job_json), allow_val_change=True,
             settings=wandb.Settings(
                 init_timeout=WANDB_WAIT_SECONDS, login_timeout=WANDB_WAIT_SECONDS, finish_timeout=WANDB_WAIT_SECONDS,
                 console="off", quiet=True,
             ),
         )  # fmt: skip
-        self._say(f"Weights & Biases: {self._run.url or self._folder / 'wandb'}")
+        where = self._run.url if self._config.mode == "online" else self._folder / "wandb"
+        self._say(f"Weights & Biases: {where}")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
