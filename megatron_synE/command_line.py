@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 SHELLS = ("bash", "zsh", "tcsh")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -195,6 +196,10 @@ def output_file(path: str | Path, *, overwrite: bool = True) -> Iterator[BinaryI
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

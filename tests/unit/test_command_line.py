@@ -173,3 +173,13 @@ def test_what_is_still_being_written_stays(tmp_path: Path) -> None:
         with output_file(tmp_path / "file") as file:
             file.write(b"a")
         assert living.exists()
+
+
+def test_a_full_disk_is_told_by_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        with output_file(tmp_path / "file"), open("/dev/full", "wb") as full:
+            full.write(b"no room")
+
+    assert run_tool("tool", write) == 1
+    assert capsys.readouterr().err == f"tool: {tmp_path / 'file'}: no space left on device\n"
+    assert list(tmp_path.iterdir()) == []
