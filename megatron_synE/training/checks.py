@@ -68,8 +68,7 @@ def examine_job(job: JobConfig, world_size: int, *, keep_indices: bool = True) -
     except ValueError as error:
         origin_is_readable = False
         found.problems.append(str(error))
-    if origin_is_readable or job.model.preset is not None:
-        found.problems += job.problems(world_size, base)
+    found.problems += job.problems(world_size, base, base_is_known=origin_is_readable)
     found.lacking, found.notes = machine_problems(job), machine_notes(job)
     found.architecture = _architecture(job, base)
     _examine_stream(job, found, keep_indices)

@@ -88,7 +88,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
     """Start munge, the controller and two nodes in `folder`; stop them at the end.
 
     Raises:
-        RuntimeError: the nodes did not come up in 20 seconds; the text says what the daemons logged.
+        RuntimeError: the nodes did not come up in 90 seconds; the text says what the daemons logged.
     """
     for name in ("state", *NODES):
         (folder / name).mkdir()
@@ -140,7 +140,7 @@ def idle_nodes(cluster: Cluster) -> int:
     return len(result.stdout.splitlines())
 
 
-def wait_for(condition: object, folder: Path, timeout_s: float = 20.0) -> None:
+def wait_for(condition: object, folder: Path, timeout_s: float = 90.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + timeout_s
     while not condition():
