@@ -39,8 +39,10 @@ def verify_corpus(prefix: str, vocab_size: int | None = None) -> Verification:
             fingerprint = content_fingerprint(prefix, tokens.add)
             problems = tokens.problems() + sidecar_problems(corpus, sidecar, fingerprint)
             corpus.check_unchanged()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return Verification("", [str(error)])
+    except OSError as error:
+        return Verification("", [f"{error.filename or prefix}: cannot be read ({error.strerror})"])
     names, wrong = annotation_problems(corpus)
     problems += wrong
     if document_table_path(prefix).exists():
