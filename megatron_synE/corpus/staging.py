@@ -269,6 +269,8 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(value, OSError) and value.filename is None:  # a full disk, for example: say where
+            value.filename = str(self.folder)
         self.release()
 
 

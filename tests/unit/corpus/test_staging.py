@@ -91,3 +91,9 @@ def test_work_that_can_go_on_is_not_removed_by_other_work(tmp_path: Path) -> Non
     (tmp_path / "f" / "job.json").write_text("{")
     with pytest.raises(ValueError, match=r"job\.json: damaged .* delete the folder"):
         Staging(tmp_path / "f", {"job": 1})
+
+
+def test_a_full_disk_is_told_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '.*/f'"), Staging(tmp_path / "f"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
