@@ -86,8 +86,12 @@ def open_stream(arguments: argparse.Namespace, job: JobConfig) -> tuple[DataStre
             stream_state = dict(json.loads(Path(arguments.state).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ValueError(f"{arguments.state}: cannot be read as JSON: {error}") from error
-    elif problems := examine_plan(job).problems:
-        raise ValueError("\n".join(problems))
+    else:
+        found = examine_plan(job)
+        if found.problems:
+            raise ValueError("\n".join(found.problems))
+        for note in found.notes:
+            print(f"inspect_stream: note: {note}", file=sys.stderr)
     stream = DataStream.build(job.data, state=stream_state)
     return stream, Trajectory(job.training, stream.num_samples)
 

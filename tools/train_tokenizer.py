@@ -6,6 +6,7 @@ It is meant for trials and the quick start; continual pre-training uses the back
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Train and save."""
     if arguments.vocab_size < 256 + 2:
         raise ValueError(f"--vocab-size {arguments.vocab_size}: must be at least 258 (256 bytes, 2 special tokens)")
-    tokenizer = train_tokenizer(read_texts(arguments.input, arguments.json_key), arguments.vocab_size)
+    texts = read_texts(arguments.input, arguments.json_key)
+    first = next(texts, None)
+    if first is None:
+        raise ValueError(f"--input: no document with a text under {arguments.json_key!r}; see --json-key")
+    tokenizer = train_tokenizer(itertools.chain([first], texts), arguments.vocab_size)
     save(tokenizer, arguments.output_dir)
     print(f"{arguments.output_dir}: {tokenizer.get_vocab_size()} tokens")
 
