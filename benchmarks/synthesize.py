@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.05, help="seconds until the server answers")
     parser.add_argument("--seconds", type=float, default=20.0, help="of work at full use, for each window")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second of the server that refuses")
-    parser.add_argument("--processes", type=int, default=1, help="that share the job and the window of 1,024")
+    parser.add_argument("--processes", type=int, default=2, help="that share the job and the window of 1,024")
     parser.add_argument("--only", nargs="+", choices=FIGURES, default=FIGURES)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -98,19 +98,19 @@ class GigatokenBackend:
     def __init__(self, tokenizer_json: str) -> None:
         import gigatoken
 
-        self._tokenizer = gigatoken.Tokenizer.from_json(tokenizer_json)
+        self.tokenizer = gigatoken.Tokenizer.from_json(tokenizer_json)
 
     def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         if not len(texts):
             return np.empty(0, np.uint32), np.zeros(1, np.int64)
         batch = list(texts) if not isinstance(texts, pyarrow.Array) else _borrowed(texts)
-        layout: Any = self._tokenizer.encode_batch(batch).layout
+        layout: Any = self.tokenizer.encode_batch(batch).layout
         return layout.content.data, layout.offsets.data
 
     def decode(self, tokens: npt.NDArray[np.integer]) -> str:
         ids = np.asarray(tokens, dtype=np.uint32)
-        ids = ids[ids < self._tokenizer.vocab_size]  # the special tokens that it was made blind for
-        return self._tokenizer.decode(ids).decode("utf-8", errors="replace")
+        ids = ids[ids < self.tokenizer.vocab_size]  # the special tokens that it was made blind for
+        return self.tokenizer.decode(ids).decode("utf-8", errors="replace")
 
 
 class HuggingFaceBackend:
@@ -335,7 +335,7 @@ def _fastest(
         return reference
     probes = [*PROBE_TEXTS, " ".join(special_tokens[:8]), "".join(special_tokens[:8])]
     try:
-        backend = GigatokenBackend(tokenizer_json() if special else _without_special_tokens(tokenizer_json()))
+        backend = GigatokenBackend(_for_raw_text(tokenizer_json(), special))
         same = all(map(np.array_equal, backend.encode_batch(probes), reference.encode_batch(probes)))
         reason = "" if same else "it encodes a probe text differently"
     except Exception as error:  # the Rust side reports what it does not support in many ways
@@ -346,10 +346,11 @@ def _fastest(
     return backend
 
 
-def _without_special_tokens(tokenizer_json: str) -> str:
-    """The same tokenizer, blind for special tokens in raw text and without a template around it."""
+def _for_raw_text(tokenizer_json: str, special_tokens_in_text: bool) -> str:
+    """The same tokenizer without a template around a text, and, unless asked for, blind for special tokens in it."""
     content = json.loads(tokenizer_json)
-    content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
+    if not special_tokens_in_text:
+        content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
     content["post_processor"] = None
     return json.dumps(content, ensure_ascii=False)
 
