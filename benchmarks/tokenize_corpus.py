@@ -101,25 +101,8 @@ def write_both(records: list[dict[str, str]], directory: Path, jsonl: str, parqu
     return data
 
 
-<<<<<<< HEAD
-def measure_gigatoken(directory: Path, model: str) -> dict[str, float]:
-    """gigatoken's encode_batch over all texts, in memory."""
-=======
-def processor_name() -> str:
-    """What /proc calls the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-
-
-def peak_memory_mb() -> float:
-    """Most resident memory of this process so far, 10^6 bytes (getrusage would count the parent's before exec)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
-
-
 def gigatoken(model: str) -> GigatokenBackend:
     """gigatoken with this model's vocabulary."""
->>>>>>> main
     backend = build_tokenizer("auto", model).backend
     assert isinstance(backend, GigatokenBackend), "gigatoken cannot read this tokenizer"
     return backend

@@ -18,7 +18,6 @@ USAGE = """torchrun --nproc-per-node N pretrain_llama3_synE.py --config FILE [--
        python pretrain_llama3_synE.py --dry_run [--world_size N] --config FILE [--section.field value ...]"""
 DESCRIPTION = """Continual pre-training of Llama-3 on megatron-core. The same command starts a run and resumes it.
 --data.sources.help, --data.stages.help and the like show the fields of one entry."""
-JOB_SECTIONS = tuple(JobConfig.__dataclass_fields__)
 HINT = "See --help for every field, --print_config for all values."
 
 Config = TypeVar("Config")
@@ -33,7 +32,6 @@ def parse_job(arguments: Sequence[str], launch: Launch | None = None) -> JobConf
     Raises:
         ValueError: an unknown key, a value of the wrong type, or a config file that is missing or no YAML.
     """
-<<<<<<< HEAD
     add_options = launch.add_to if launch is not None else None
     job = parse_config(JobConfig, arguments, config_parser(JobConfig, USAGE, DESCRIPTION, add_options))
     if launch is not None and (problems := launch.problems()):
@@ -65,49 +63,29 @@ def parse_config(kind: type[Config], arguments: Sequence[str], parser: ArgumentP
     Raises:
         ValueError: an unknown key, a value of the wrong type, or a config file that is missing or no YAML.
     """
-    names = _field_names(kind)
-    own_options = [option for action in parser._actions for option in action.option_strings if "." not in option]
-    others = [option for option in own_options if option.removeprefix("--") not in names]
-    problems = [*_file_problems(arguments, kind), *_option_problems(arguments, others, kind)]
-=======
-    parser = job_parser(launch)
     options = [option for action in parser._actions for option in action.option_strings]
-    problems = [*_file_problems(arguments), *_option_problems(arguments, options)]
->>>>>>> main
+    problems = [*_file_problems(arguments, kind), *_option_problems(arguments, options, kind)]
     if problems:
         raise ValueError("\n".join([*problems, HINT] if any(": unknown" in line for line in problems) else problems))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             namespace = parser.parse_args(list(arguments))
         sections = parser.instantiate_classes(namespace).as_dict()
-        return kind(**{name: value for name, value in sections.items() if name in names})
+        return kind(**{name: value for name, value in sections.items() if name in _sections(kind)})
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ValueError("the command line could not be read; see --help") from None
     except Exception as error:
         contents = list(_contents(arguments))
-<<<<<<< HEAD
-        problems = [problem for content in contents for problem in unknown_fields(content, kind)]
-        problems += [problem for content in contents for problem in wrong_values(content, kind)]
-=======
-        problems = [line for content in contents for line in misplaced(content, JobConfig)]
-        problems += [line for content in contents for line in wrong_values(content, JobConfig)]
-        problems = problems or [line for content in contents for line in missing(content, JobConfig)]
->>>>>>> main
+        problems = [line for content in contents for line in misplaced(content, kind)]
+        problems += [line for content in contents for line in wrong_values(content, kind)]
+        problems = problems or [line for content in contents for line in missing(content, kind)]
         raise ValueError("\n".join([*(problems or _first_lines(str(error))), HINT])) from None
 
 
-<<<<<<< HEAD
-def _field_names(kind: Any) -> set[str]:
-    return set(kind.__dataclass_fields__)
-=======
-def instantiate(parser: ArgumentParser, namespace: Namespace) -> JobConfig:
-    """Build the dataclasses of a parsed namespace."""
-    sections = parser.instantiate_classes(namespace).as_dict()
-    sections.pop("config", None)
-    return JobConfig(**{name: value for name, value in sections.items() if name in JOB_SECTIONS})
->>>>>>> main
+def _sections(kind: Any) -> tuple[str, ...]:
+    return tuple(kind.__dataclass_fields__)
 
 
 def _file_problems(arguments: Sequence[str], kind: type) -> Iterator[str]:
@@ -121,29 +99,18 @@ def _file_problems(arguments: Sequence[str], kind: type) -> Iterator[str]:
             yield f"{file}: {error}"
         else:
             if isinstance(content, dict):
-<<<<<<< HEAD
-                yield from unknown_fields(content, kind)
-=======
-                yield from misplaced(content, JobConfig)
->>>>>>> main
+                yield from misplaced(content, kind)
             else:
                 yield f"{file}: holds no sections; write for instance `data: {{seq_length: 4096}}`"
 
 
-<<<<<<< HEAD
-def _option_problems(arguments: Sequence[str], others: Sequence[str], kind: type) -> Iterator[str]:
-    for argument in arguments:
-        if argument.startswith("--") and len(argument) > 2:
-            problem = unknown_option(argument.partition("=")[0], kind, others)
-=======
-def _option_problems(arguments: Sequence[str], options: Sequence[str]) -> Iterator[str]:
+def _option_problems(arguments: Sequence[str], options: Sequence[str], kind: type) -> Iterator[str]:
     """Names of options that are neither the parser's own `options` nor a field inside of what they hold."""
-    no_fields = [option for option in options if option.strip("-").partition(".")[0] not in JOB_SECTIONS]
+    no_fields = [option for option in options if option.strip("-").partition(".")[0] not in _sections(kind)]
     for argument in arguments:
         option = argument.partition("=")[0]
         if option.startswith("--") and len(option) > 2 and option not in options:
-            problem = unknown_option(option, JobConfig, no_fields)
->>>>>>> main
+            problem = unknown_option(option, kind, no_fields)
             if problem is not None:
                 yield problem
 
