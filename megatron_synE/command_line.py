@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
+import glob
 import io
 import logging
 import os
@@ -13,11 +15,12 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 SHELLS = ("bash", "zsh", "tcsh")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -183,12 +186,26 @@ def output_file(path: str | Path, *, overwrite: bool = True) -> Iterator[BinaryI
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: is there already; choose another name, or replace it with --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
+        _remove_unless_locked(left)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with open(aside, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _remove_unless_locked(left: Path) -> None:
+    """Remove what a killed process was writing; one that still writes holds a lock on it."""
+    with suppress(BlockingIOError, FileNotFoundError), open(left, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        left.unlink()

@@ -87,7 +87,7 @@ class ProgressLine:
     def __init__(self, *, first_step: int, last_step: int, show: bool) -> None:
         self._show = show
         self.last_step = last_step
-        self._last_print = -math.inf
+        self._last_print, self._last_beside = -math.inf, time.monotonic()
         self._live: Any = None
         if show and sys.stderr.isatty():
             from rich.console import Console
@@ -108,11 +108,24 @@ class ProgressLine:
 
     def step(self, step: int, text: str) -> None:
         """Show the state after `step` steps."""
+        is_due = step == self.last_step or time.monotonic() - self._last_print > QUIET_INTERVAL_SECONDS
+        if self._tell(step, text, is_due):
+            self._last_print = time.monotonic()
+
+    def beside(self, step: int, text: str) -> None:
+        """Show what is done after `step` steps and is no step itself; a log says it where it takes long."""
+        quiet_since = max(self._last_print, self._last_beside)
+        if self._tell(step, text, time.monotonic() - quiet_since > QUIET_INTERVAL_SECONDS):
+            self._last_beside = time.monotonic()
+
+    def _tell(self, step: int, text: str, is_due: bool) -> bool:
+        """Show a line; whether a log has it now."""
         if self._live is not None:
             self._live.update(self._task, completed=step, total=self.last_step, description=text)
-        elif self._show and (time.monotonic() - self._last_print > QUIET_INTERVAL_SECONDS or step == self.last_step):
-            self._last_print = time.monotonic()
+        elif self._show and is_due:
             print(f"step {step}/{self.last_step}  {text}", flush=True)
+            return True
+        return False
 
     def note(self, text: str) -> None:
         """Lines that stay."""

@@ -9,7 +9,7 @@ Whether each text, tokenised again, gives the tokens that it came from is looked
 import argparse
 import sys
 
-from megatron_synE.command_line import output_file, run_tool
+from megatron_synE.command_line import ToolParser, output_file, run_tool
 from megatron_synE.corpus.annotate import corpus_tokenizer
 from megatron_synE.corpus.export import DocumentExporter, Exported, check_suffix, compressed
 from megatron_synE.corpus.indexed import IndexedCorpus
@@ -18,7 +18,7 @@ from megatron_synE.progress import ProgressBar
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("prefix", help="corpus, without .bin/.idx")
     parser.add_argument("--output", default="-", metavar="FILE", help="default: -, standard output")
     parser.add_argument("--documents", metavar="FIRST:END", help="only these, counted from 0 (default: all)")
@@ -71,8 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    arguments = parse_arguments(argv)
-    return run_tool("export_corpus", lambda: run(arguments))
+    return run_tool("export_corpus", lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_synE.command_line import ToolParser, run_tool
+from megatron_synE.command_line import ToolParser, described, run_tool
 from megatron_synE.corpus.extension import BytePairTokenizer, fertility
 from megatron_synE.corpus.texts import read_texts
 
@@ -50,7 +50,8 @@ def read_lines(paths: Sequence[Path]) -> list[str]:
         try:
             lines += [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--add: {path} cannot be read ({error}); give a UTF-8 text file") from None
+            reason = described(error) if isinstance(error, OSError) else f"{path}: {error}"
+            raise ValueError(f"--add: {reason}; give a UTF-8 text file") from None
     return lines
 
 

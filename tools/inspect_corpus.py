@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from megatron_synE.command_line import output_file, run_tool
+from megatron_synE.command_line import ToolParser, output_file, run_tool
 from megatron_synE.corpus.annotate import corpus_tokenizer
 from megatron_synE.corpus.annotations import NO_SCORE, Annotations
 from megatron_synE.corpus.document_table import DocumentTable, document_table_path
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.statistics import Statistics, corpus_statistics
+from megatron_synE.corpus.verify import check_index
 from megatron_synE.progress import ProgressBar
 from megatron_synE.reporting.figures import check_suffix, save_figure
 from megatron_synE.reporting.statistics import statistics_figure, statistics_text
@@ -61,7 +62,7 @@ def describe_annotations(corpus: IndexedCorpus) -> list[str]:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("prefix", nargs="+", help="corpora, without .bin/.idx")
     parser.add_argument("--document", type=int, action="append", default=[], help="print the text of this document")
     parser.add_argument("--tokenizer-model", help="where the corpus's tokenizer lies now, if it moved")
@@ -124,6 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = []
     for prefix in arguments.prefix:
         corpus = IndexedCorpus(prefix)
+        check_index(corpus)
         wanted = arguments.statistics or arguments.plot is not None
         statistics = count(corpus, arguments.tokenizer_model) if wanted else None
         found.append(as_json(corpus, statistics))
@@ -143,8 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    arguments = parse_arguments(argv)
-    return run_tool("inspect_corpus", lambda: run(arguments))
+    return run_tool("inspect_corpus", lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_synE.checkpoint import read_state
-from megatron_synE.command_line import output_file, run_tool
+from megatron_synE.command_line import ToolParser, output_file, run_tool
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
 from megatron_synE.data import DataStream, ledger, sample_read
@@ -41,7 +41,7 @@ from megatron_synE.training.trajectory import Trajectory
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over (`--section.field value`) overrides the config."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("--config", required=True, help="YAML file of the run")
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--checkpoint", help="a checkpoint, or the folder of a run's checkpoints (then the latest)")
@@ -86,8 +86,12 @@ def open_stream(arguments: argparse.Namespace, job: JobConfig) -> tuple[DataStre
             stream_state = dict(json.loads(Path(arguments.state).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ValueError(f"{arguments.state}: cannot be read as JSON: {error}") from error
-    elif problems := examine_plan(job).problems:
-        raise ValueError("\n".join(problems))
+    else:
+        found = examine_plan(job)
+        if found.problems:
+            raise ValueError("\n".join(found.problems))
+        for note in found.notes:
+            print(f"inspect_stream: note: {note}", file=sys.stderr)
     stream = DataStream.build(job.data, state=stream_state)
     return stream, Trajectory(job.training, stream.num_samples)
 
@@ -182,8 +186,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 1 with one message."""
-    arguments = parse_arguments(argv)
-    return run_tool("inspect_stream", lambda: run(arguments))
+    return run_tool("inspect_stream", lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ without --overwrite.
 import argparse
 import sys
 
-from megatron_synE.command_line import run_tool
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.merge import merge_corpora
 from megatron_synE.progress import ProgressBar
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="corpora, without .bin/.idx")
     parser.add_argument("--output-prefix", required=True, help="of the new corpus, without .bin/.idx")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is there (default: refuse)")
@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    arguments = parse_arguments(argv)
-    return run_tool("merge_corpora", lambda: run(arguments))
+    return run_tool("merge_corpora", lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -13,26 +13,25 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
 from megatron_synE.corpus.progress import TokenisingBar, describe_skipped
 from megatron_synE.corpus.readers import BLANK_LINE, WHOLE_FILE, expand_inputs
 from megatron_synE.corpus.tokenizers import TOKENIZER_TYPES, build_tokenizer
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ToolParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("--input", nargs="+", required=True, help="files, directories, globs, or - for standard input")
     parser.add_argument("--output-prefix", required=True, help="path and beginning of the output's names")
-    parser.add_argument("--json-keys", nargs="+", default=["text"], help="one corpus is made of each (default: text)")
+    parser.add_argument("--json-keys", nargs="+", default=["text"], help="one corpus is made of each")
     parser.add_argument("--id-key", help="JSON key of the document's id in the document table")
     parser.add_argument(
         "--keep-keys", nargs="+", default=[], help="JSON keys that the document table keeps: url, source, date ..."
     )
     parser.add_argument("--topic-key", help="JSON key of a label that is stored as the document's topic annotation")
-    parser.add_argument(
-        "--tokenizer-type", choices=TOKENIZER_TYPES, default="auto", help="auto (default) looks at the files"
-    )
+    parser.add_argument("--tokenizer-type", choices=TOKENIZER_TYPES, default="auto", help="auto looks at the files")
     parser.add_argument("--tokenizer-model", required=True, help="directory, tokenizer.json or .model, or hub name")
     parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-text token")
     parser.add_argument(
@@ -55,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers",
         type=int,
         default=1,
-        help="1 (default): one process, in which gigatoken's threads use all cores (RAYON_NUM_THREADS limits them); "
+        help="1: one process, in which gigatoken's threads use all cores (RAYON_NUM_THREADS limits them); "
         "more: so many processes on a core each, for machines with many cores",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of the same name")
@@ -83,7 +82,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit status: 0, or 1 after one message about what is wrong."""
-    arguments = parse_arguments(argv)
+    return run_tool("preprocess_data", lambda: tokenise(parse_arguments(argv)))
+
+
+def tokenise(arguments: argparse.Namespace) -> int:
+    """The work, and what is said of it; returns the exit status."""
     logging.basicConfig(format="preprocess_data: %(message)s", level=logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cannot be gone on with is removed
     options = PreprocessOptions(
@@ -97,19 +100,17 @@ def main(argv: list[str] | None = None) -> int:
         separator=arguments.separator,
     )
     start = time.monotonic()
-    try:
-        files = expand_inputs(arguments.input)
-        tokenizer = build_tokenizer(
-            arguments.tokenizer_type,
-            arguments.tokenizer_model,
-            special_tokens_in_text=arguments.parse_special_tokens,
+    files = expand_inputs(arguments.input)
+    tokenizer = build_tokenizer(
+        arguments.tokenizer_type, arguments.tokenizer_model, special_tokens_in_text=arguments.parse_special_tokens
+    )
+    if not options.append_eod:
+        print(
+            "preprocess_data: documents get no end-of-text token (--append-eod gives it): a model trained on them does "
+            "not learn where a text ends",
+            file=sys.stderr,
         )
-        if not options.append_eod:
-            print(
-                "preprocess_data: documents get no end-of-text token (--append-eod gives it): a model trained on them "
-                "does not learn where a text ends",
-                file=sys.stderr,
-            )
+    try:
         with TokenisingBar(arguments.log_interval) as bar:
             prefixes, progress = preprocess(
                 files,
@@ -120,15 +121,16 @@ def main(argv: list[str] | None = None) -> int:
                 overwrite=arguments.overwrite,
                 on_progress=bar.show,
             )
-    except (ValueError, OSError) as error:
-        print(f"preprocess_data: {error}", file=sys.stderr)
-        return 1
     except BrokenProcessPool:
-        print("preprocess_data: a worker process died (out of memory?); use fewer --workers", file=sys.stderr)
+        print(
+            "preprocess_data: a worker process died (out of memory?); the same command with fewer --workers goes on "
+            "from here",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
-        print("preprocess_data: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        print("preprocess_data: interrupted; the same command goes on from the last mark", file=sys.stderr)
+        return 128 + signal.SIGINT
     if progress.skipped:
         print(describe_skipped(progress), file=sys.stderr)
     seconds = time.monotonic() - start

@@ -6,6 +6,7 @@ It is meant for trials and the quick start; continual pre-training uses the back
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megatron_synE.command_line import ToolParser, run_tool
+from megatron_synE.command_line import ToolParser, output_file, run_tool
 from megatron_synE.corpus.llama3 import BEGIN_OF_TEXT, END_OF_TEXT, SPLIT_PATTERN
 from megatron_synE.corpus.texts import read_texts
 from megatron_synE.progress import ProgressBar
@@ -46,8 +47,6 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 def save(tokenizer: Tokenizer, directory: Path) -> None:
     """Write ``tokenizer.json`` and the ``tokenizer_config.json`` that transformers' AutoTokenizer reads."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN_OF_TEXT,
@@ -55,7 +54,10 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with output_file(directory / "tokenizer_config.json") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+    with output_file(directory / "tokenizer.json") as file:
+        file.write(tokenizer.to_str(pretty=True).encode())
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -77,7 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Train and save."""
     if arguments.vocab_size < 256 + 2:
         raise ValueError(f"--vocab-size {arguments.vocab_size}: must be at least 258 (256 bytes, 2 special tokens)")
-    tokenizer = train_tokenizer(read_texts(arguments.input, arguments.json_key), arguments.vocab_size)
+    texts = read_texts(arguments.input, arguments.json_key)
+    first = next(texts, None)
+    if first is None:
+        raise ValueError(f"--input: no document with a text under {arguments.json_key!r}; see --json-key")
+    tokenizer = train_tokenizer(itertools.chain([first], texts), arguments.vocab_size)
     save(tokenizer, arguments.output_dir)
     print(f"{arguments.output_dir}: {tokenizer.get_vocab_size()} tokens")
 

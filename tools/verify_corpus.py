@@ -6,17 +6,16 @@ status 1.
 import argparse
 import sys
 
-from megatron_synE.command_line import run_tool
+from megatron_synE.command_line import ToolParser, run_tool
 from megatron_synE.corpus.verify import verify_corpus
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("prefix", nargs="+", help="corpora, without .bin/.idx")
     parser.add_argument("--vocab-size", type=int, help="of the model (default: what the sidecar says)")
-    arguments = parser.parse_args(argv)
-    return run_tool("verify_corpus", lambda: run(arguments))
+    return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,6 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
         for problem in found.problems:
             print(f"verify_corpus: {problem}", file=sys.stderr)
     return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run_tool("verify_corpus", lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

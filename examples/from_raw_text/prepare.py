@@ -1,6 +1,6 @@
 """What docs/FROM_RAW_TEXT.md starts from, in small: raw Parquet, labelled pages and a backbone, made of examples/data.
 
-    {output}/raw/web_en/part-*.parquet, web_zh/…   columns text, id, url, date; three Chinese pages on medicine
+    {output}/raw/web_en/part-*.parquet, web_zh/…   columns text, id, url, date; five Chinese pages on medicine
     {output}/raw/code_en/part-0.jsonl.gz           the same fields
     {output}/labelled.jsonl                        text, url, topic: a third of the web pages
     {output}/backbone/                             a Llama of transformers with random weights, and its tokenizer
@@ -18,7 +18,7 @@ import pyarrow.parquet
 from safetensors.numpy import save_file
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data"
-RARE, NUM_RARE = "medicine_and_health", 3
+RARE, NUM_RARE = "medicine_and_health", 5
 HIDDEN, FFN, LAYERS, HEADS, GROUPS, VOCAB = 64, 176, 2, 4, 2, 4096
 
 
@@ -38,7 +38,7 @@ def write_raw(folder: Path) -> None:
     for source in ("web_en", "web_zh"):
         pages = records(source)
         if source == "web_zh":
-            rare = [page for page in pages if page["topic"] == RARE][:NUM_RARE]
+            rare = [page for page in pages if page["topic"] == RARE][-NUM_RARE:]
             pages = [page for page in pages if page["topic"] != RARE or page in rare]
         (folder / source).mkdir(parents=True)
         for number in range(2):

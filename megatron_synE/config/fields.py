@@ -1,6 +1,7 @@
 """Mistakes in what a user wrote for a configuration, told by the user's own name for the place.
 
-jsonargparse finds a value of a wrong type, but names it by class paths; and passes over a section that no field has.
+jsonargparse finds a value of a wrong type, but names it by class paths; and passes over null, and over a section that
+no field has.
 """
 
 from __future__ import annotations
@@ -17,12 +18,31 @@ import yaml
 SHOWN = 12
 
 
-def unknown_fields(content: Any, kind: Any, where: str = "") -> list[str]:
-    """Keys of a parsed YAML file that no field of the dataclass `kind` has, with the nearest that one has."""
+def misplaced(content: Any, kind: Any) -> list[str]:
+    """What a parsed YAML file says in places where the dataclass `kind` has none, or says by null or a wrong name.
+
+    A key that no field has is told with the nearest that one has.
+    """
     found = []
-    for place, value, own in _objects(content, kind, where):
+    for place, value, own in _objects(content, kind):
         names = [field.name for field in dataclasses.fields(own)]
         found += [_unknown(place, key, names, kind) for key in value if key not in names]
+    for place, value, own in _everything(content, kind):
+        if value is None and _mismatch(None, own):
+            found.append(f"{place}: null is not {_mismatch(None, own)}; leave the line out for the default")
+        if isinstance(value, Mapping) and typing.get_origin(_without_none(own)) is dict:
+            found += [f"{place}.{name}: a name is text; write '{name}'" for name in value if not isinstance(name, str)]
+    return found
+
+
+def missing(content: Any, kind: Any) -> list[str]:
+    """Fields without a default that a parsed YAML file does not give."""
+    found = []
+    for place, value, own in _objects(content, kind):
+        for field in dataclasses.fields(own):
+            has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+            if field.name not in value and not has_default:
+                found.append(f"{place}.{field.name}: missing; give it".removeprefix("."))
     return found
 
 
@@ -32,8 +52,6 @@ def unknown_option(option: str, kind: Any, others: Sequence[str]) -> str | None:
     Args:
         others: options that are no fields.
     """
-    if option in others:
-        return None
     place, own = "", kind
     parts = option.removeprefix("--").removesuffix("+").split(".")
     for part in parts:
@@ -114,13 +132,18 @@ def _paths(kind: Any, place: str = "") -> Iterator[str]:
             yield from _paths(own, path)
 
 
-def _objects(content: Any, kind: Any, where: str) -> Iterator[tuple[str, Mapping[Any, Any], Any]]:
+def _objects(content: Any, kind: Any) -> Iterator[tuple[str, Mapping[Any, Any], Any]]:
     """Every mapping in `content` that stands for a dataclass: its place, itself, the dataclass."""
-    kind = _without_none(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(content, Mapping):
-        yield where, content, kind
-    for place, value, own in _children(content, kind, where):
-        yield from _objects(value, own, place)
+    for place, value, own in _everything(content, kind):
+        if dataclasses.is_dataclass(_without_none(own)) and isinstance(value, Mapping):
+            yield place, value, _without_none(own)
+
+
+def _everything(content: Any, kind: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Place, value and type of `content` and of all that lies in it."""
+    yield where, content, kind
+    for place, value, own in _children(content, _without_none(kind), where):
+        yield from _everything(value, own, place)
 
 
 def _children(content: Any, kind: Any, where: str) -> Iterator[tuple[str, Any, Any]]:

@@ -41,13 +41,21 @@ class JobConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Where numbers go."""
 
-    def problems(self, world_size: int, base: LlamaArchitecture | None = None) -> list[str]:
-        """Every contradiction that shows without building anything, `base` being the HF model's architecture if any."""
+    def problems(
+        self, world_size: int, base: LlamaArchitecture | None = None, *, base_is_known: bool = True
+    ) -> list[str]:
+        """Every contradiction that shows without building anything.
+
+        Args:
+            base: the architecture of the model that is started from, if any.
+            base_is_known: False where there is one that could not be read; the model's sizes are not judged then.
+        """
         found = []
         for section in (self.model, self.parallel, self.precision, self.data, self.optimizer, self.schedule,
                         self.training, self.healing, self.evaluation, self.checkpoint, self.logging):  # fmt: skip
             found += section.problems()
-        found += self._model_problems(base)
+        if base_is_known or self.model.preset is not None:
+            found += self._model_problems(base)
         if self.parallel.model_parallel_size > 0:
             found += self._batch_problems(world_size)
         if self.parallel.tp_comm_overlap and self.model.transformer_impl != "transformer_engine":

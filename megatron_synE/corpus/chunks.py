@@ -257,24 +257,11 @@ def _parse_lines(data: bytes, strings: Sequence[str], kept: Sequence[str]) -> di
     whole = (content[starts] == OPENING_BRACE) & (content[ends - 1] == CLOSING_BRACE)
     if not len(ends) or not whole.all() or len(data) > np.iinfo(np.int32).max // 2 or not is_utf8(data):
         return None
-    types = {name: pyarrow.string() for name in strings}
     try:
-        sample = orjson.loads(data[: ends[0]])
-    except orjson.JSONDecodeError:
-        return None
-    for name in kept:
-        value = sample.get(name)
-        if not isinstance(value, str | int | None) or isinstance(value, bool):
-            return None
-        types.setdefault(name, pyarrow.int64() if isinstance(value, int) else pyarrow.string())
-    try:
-        table = pyarrow.json.read_json(
-            pyarrow.BufferReader(data),
-            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            parse_options=pyarrow.json.ParseOptions(
-                explicit_schema=pyarrow.schema(types), newlines_in_values=False, unexpected_field_behavior="ignore"
-            ),
-        )
+        types = {name: pyarrow.string() for name in strings}
+        for name in kept:
+            types.setdefault(name, _string_or_integer(data[: ends[0]], name))
+        table = _read_json(data, types)
         if table.num_rows != len(ends):
             return None
         columns = {name: pyarrow.concat_arrays(table.column(name).chunks) for name in types}
@@ -286,6 +273,26 @@ def _parse_lines(data: bytes, strings: Sequence[str], kept: Sequence[str]) -> di
         name: column.cast(pyarrow.large_string() if name in strings else pyarrow.string())
         for name, column in columns.items()
     }
+
+
+def _string_or_integer(line: bytes, name: str) -> pyarrow.DataType:
+    """The type of a key's value; ArrowInvalid where it is neither."""
+    try:
+        _read_json(line, {name: pyarrow.string()})
+        return pyarrow.string()
+    except pyarrow.ArrowInvalid:
+        _read_json(line, {name: pyarrow.int64()})
+        return pyarrow.int64()
+
+
+def _read_json(data: bytes, types: dict[str, pyarrow.DataType]) -> pyarrow.Table:
+    return pyarrow.json.read_json(
+        pyarrow.BufferReader(data),
+        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        parse_options=pyarrow.json.ParseOptions(
+            explicit_schema=pyarrow.schema(types), newlines_in_values=False, unexpected_field_behavior="ignore"
+        ),
+    )
 
 
 def _parse_line(

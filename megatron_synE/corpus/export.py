@@ -21,6 +21,7 @@ from megatron_synE.corpus.blocks import DocumentBlock, iter_blocks, without_eod
 from megatron_synE.corpus.document_table import DocumentTable, document_table_path
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.tokenizers import CorpusTokenizer
+from megatron_synE.corpus.verify import check_index
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
@@ -46,10 +47,11 @@ class DocumentExporter:
         annotations: whether to add the ``topic`` and ``perplexity`` of the corpus, where it has them.
 
     Raises:
-        ValueError: the document table or an annotation is not the corpus's.
+        ValueError: the corpus's index is damaged, or the document table or an annotation is not the corpus's.
     """
 
     def __init__(self, corpus: IndexedCorpus, tokenizer: CorpusTokenizer, *, annotations: bool = False) -> None:
+        check_index(corpus)
         self.corpus, self.tokenizer = corpus, tokenizer
         self.table: DocumentTable | None = None
         if document_table_path(corpus.prefix).exists():

@@ -16,6 +16,8 @@ NUM_BASE_TOKENS = 128_000
 
 NUM_SPECIAL_TOKENS = 256
 
+ADDED_TOKEN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
 
 def special_tokens() -> list[str]:
     """The 256 special tokens in the order of their ids, which follow those of the base vocabulary."""
@@ -33,7 +35,7 @@ def special_tokens() -> list[str]:
 
 
 def tokenizer_json(ranks: dict[bytes, int]) -> str:
-    """A ``tokenizer.json`` that encodes like tiktoken does with ``ranks``, without special tokens.
+    """A ``tokenizer.json`` that encodes like tiktoken does with ``ranks``, special tokens included.
 
     tiktoken merges any two neighbours whose concatenation has a rank, lowest rank first; ``tokenizer.json`` lists the
     pairs. So each token of two bytes or more is listed with every way to cut it into two tokens.
@@ -63,7 +65,10 @@ def tokenizer_json(ranks: dict[bytes, int]) -> str:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [],
+        "added_tokens": [
+            {"id": len(ranks) + i, "content": token, "special": True, **ADDED_TOKEN_FLAGS}
+            for i, token in enumerate(special_tokens())
+        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,

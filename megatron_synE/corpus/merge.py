@@ -28,7 +28,7 @@ from megatron_synE.corpus.indexed import HASH_BLOCK_BYTES, IndexedCorpus, combin
 from megatron_synE.corpus.indexed_writer import CorpusParts
 from megatron_synE.corpus.sidecar import read_sidecar
 from megatron_synE.corpus.staging import Staging
-from megatron_synE.corpus.verify import index_problems
+from megatron_synE.corpus.verify import check_index
 
 STAGED = "corpus"
 """Beginning of the names in the staging folder."""
@@ -103,8 +103,7 @@ def check_output(output_prefix: str, prefixes: Sequence[str], overwrite: bool) -
 def check_alike(corpora: Sequence[IndexedCorpus], sidecars: Sequence[dict[str, Any] | None]) -> None:
     """ValueError where corpora are damaged, or their tokens do not mean the same."""
     for corpus in corpora:
-        if problems := index_problems(corpus):
-            raise ValueError("\n".join(problems))
+        check_index(corpus)
     first = corpora[0]
     for corpus in corpora:
         if corpus.dtype != first.dtype:

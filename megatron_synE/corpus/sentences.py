@@ -33,7 +33,7 @@ class SentenceSplitter:
 
     def __call__(self, text: str) -> list[str]:
         """The sentences of a text, without the white space between them; at least one where it is not blank."""
-        pieces = (piece for piece in _chinese_sentences(text) if not piece.isspace())
+        pieces = (piece.strip() for piece in _chinese_sentences(text))
         return [sentence for piece in pieces for sentence in self._punkt.tokenize(piece) if sentence]
 
 

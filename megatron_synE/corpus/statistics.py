@@ -16,6 +16,7 @@ from megatron_synE.corpus.document_table import DocumentTable, document_table_pa
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.scripts import LANGUAGES, guess_languages
 from megatron_synE.corpus.tokenizers import CorpusTokenizer
+from megatron_synE.corpus.verify import check_index
 
 LANGUAGE_KEYS = ("language", "lang")
 """Kept keys that say a document's language; one of them is better than a guess."""
@@ -77,6 +78,7 @@ def corpus_statistics(
     Raises:
         ValueError: the corpus or its document table is damaged.
     """
+    check_index(corpus)
     lengths = corpus.document_lengths()
     by_key = tokens_by_key(corpus, lengths)
     known = next((key for key in LANGUAGE_KEYS if by_key.get(key)), None)

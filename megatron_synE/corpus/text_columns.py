@@ -12,7 +12,11 @@ import pyarrow.compute
 NEVER_BLANK = np.zeros(256, dtype=bool)
 NEVER_BLANK[0x21:0x7F] = True
 NEVER_BLANK[0xE4:0xEA] = True  # U+4000 to U+9FFF
-"""First bytes of a text, in UTF-8, that are no white space; others are looked at more closely."""
+"""Bytes that begin a character, in UTF-8, that is no white space; of other characters Python is asked."""
+WHITE = np.zeros(256, dtype=bool)
+WHITE[[0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x1F, 0x20]] = True
+"""What Python counts as white space in ASCII."""
+MAX_INDENT_BYTES = 64
 
 
 def missing_and_blank(column: pyarrow.LargeStringArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -20,9 +24,18 @@ def missing_and_blank(column: pyarrow.LargeStringArray) -> tuple[npt.NDArray[np.
     missing = column.is_null().to_numpy(zero_copy_only=False)
     offsets, data = string_buffers(column)
     blank = np.diff(offsets) == 0
-    doubtful = np.flatnonzero(~blank)
-    doubtful = doubtful[~NEVER_BLANK[data[offsets[doubtful]]]]
-    blank[doubtful] = [bytes(data[offsets[i] : offsets[i + 1]]).decode().isspace() for i in doubtful]
+    white_so_far, others = np.flatnonzero(~blank), []
+    for place in range(MAX_INDENT_BYTES):  # all texts at once, a byte at a time: many begin with a few spaces
+        ended = offsets[white_so_far] + place == offsets[white_so_far + 1]
+        blank[white_so_far[ended]] = True
+        white_so_far = white_so_far[~ended]
+        byte = data[offsets[white_so_far] + place]
+        others.append(white_so_far[~WHITE[byte] & ~NEVER_BLANK[byte]])
+        white_so_far = white_so_far[WHITE[byte]]
+        if not len(white_so_far):
+            break
+    for i in np.concatenate([*others, white_so_far]):
+        blank[i] = bytes(data[offsets[i] : offsets[i + 1]]).decode().isspace()
     return missing, blank & ~missing
 
 

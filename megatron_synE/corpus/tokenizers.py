@@ -335,7 +335,7 @@ def _fastest(
         return reference
     probes = [*PROBE_TEXTS, " ".join(special_tokens[:8]), "".join(special_tokens[:8])]
     try:
-        backend = GigatokenBackend(tokenizer_json() if special else _without_special_tokens(tokenizer_json()))
+        backend = GigatokenBackend(_for_raw_text(tokenizer_json(), special))
         same = all(map(np.array_equal, backend.encode_batch(probes), reference.encode_batch(probes)))
         reason = "" if same else "it encodes a probe text differently"
     except Exception as error:  # the Rust side reports what it does not support in many ways
@@ -346,10 +346,11 @@ def _fastest(
     return backend
 
 
-def _without_special_tokens(tokenizer_json: str) -> str:
-    """The same tokenizer, blind for special tokens in raw text and without a template around it."""
+def _for_raw_text(tokenizer_json: str, special_tokens_in_text: bool) -> str:
+    """The same tokenizer without a template around a text, and, unless asked for, blind for special tokens in it."""
     content = json.loads(tokenizer_json)
-    content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
+    if not special_tokens_in_text:
+        content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
     content["post_processor"] = None
     return json.dumps(content, ensure_ascii=False)
 

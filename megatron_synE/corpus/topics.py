@@ -8,6 +8,7 @@ sequence classifier of transformers; the paper (arXiv 2407.18743) used TinyBERT 
 import hashlib
 import json
 import logging
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from megatron_synE.corpus.indexed import write_json_atomically
 from megatron_synE.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -235,7 +237,14 @@ class LinearClassifier:
     def save(self, directory: Path, report: dict[str, Any] | None = None) -> None:
         """Write ``weights.npz`` and ``classifier.json``, which comes last and may carry a report of the training."""
         directory.mkdir(parents=True, exist_ok=True)
-        np.savez(directory / "weights.npz", weights=self.weights, bias=self.bias, classes=self.classes)
+        weights_path, info_path = directory / "weights.npz", directory / "classifier.json"
+        info_path.unlink(missing_ok=True)  # no moment at which old names vouch for new weights
+        aside = Path(f"{weights_path}.tmp-{os.getpid()}")
+        with open(aside, "wb") as file:
+            np.savez(file, weights=self.weights, bias=self.bias, classes=self.classes)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, weights_path)
         content = {
             "format_version": FORMAT_VERSION,
             "backend": "linear",
@@ -243,8 +252,7 @@ class LinearClassifier:
             "features": asdict(self.settings),
             "report": report or {},
         }
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (directory / "classifier.json").write_text(text + "\n", encoding="utf-8")
+        write_json_atomically(info_path, content)
 
     @classmethod
     def load(cls, directory: Path) -> "LinearClassifier":

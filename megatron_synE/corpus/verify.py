@@ -39,8 +39,10 @@ def verify_corpus(prefix: str, vocab_size: int | None = None) -> Verification:
             fingerprint = content_fingerprint(prefix, tokens.add)
             problems = tokens.problems() + sidecar_problems(corpus, sidecar, fingerprint)
             corpus.check_unchanged()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return Verification("", [str(error)])
+    except OSError as error:
+        return Verification("", [f"{error.filename or prefix}: cannot be read ({error.strerror})"])
     names, wrong = annotation_problems(corpus)
     problems += wrong
     if document_table_path(prefix).exists():
@@ -51,6 +53,12 @@ def verify_corpus(prefix: str, vocab_size: int | None = None) -> Verification:
     elif not problems and tokens.vocab_size is None:
         summary += f", highest token {tokens.highest}, no vocabulary to compare with"
     return Verification(", ".join([summary, *names]), problems)
+
+
+def check_index(corpus: IndexedCorpus) -> None:
+    """ValueError where documents and sequences are not end to end: for who reads a corpus by its index."""
+    if problems := index_problems(corpus):
+        raise ValueError("\n".join(problems))
 
 
 def index_problems(corpus: IndexedCorpus) -> list[str]:

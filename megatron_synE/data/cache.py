@@ -53,7 +53,8 @@ class IndexCache:
         folder: where the files lie; made when the first index is built.
         builder: whether this process builds at once. The others first wait up to `patience_seconds` for the file to
             appear, so that on a file system without locks only one process builds.
-        keep: whether what is built is written; otherwise it is in memory only, and nothing on disk is touched.
+        keep: whether what is built is written; otherwise it is in memory only, and nothing on disk is touched. A
+            folder in which it could not be written is refused all the same.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class IndexCache:
         if arrays is not None:
             return arrays
         if not self.keep:
+            self._check_writable(path)
             return build()
         self.patience_seconds = 0.0  # nobody else builds here
         try:
@@ -93,6 +95,13 @@ class IndexCache:
             raise ValueError(f"data.cache_dir: cannot write {path}: {error}; name a folder that is writable") from error
         assert arrays is not None, f"{path} is gone again"
         return arrays
+
+    def _check_writable(self, path: Path) -> None:
+        """Raise ValueError where a run could not keep `path`; makes nothing."""
+        folder = self.folder.absolute()
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            raise ValueError(f"data.cache_dir: cannot write {path}: {existing}; name a folder that is writable")
 
 
 def digest(content: Any) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_synE.corpus.document_table import DocumentRecord, DocumentTable, document_table_path
 from megatron_synE.data.components import Component
 from megatron_synE.data.stream import DataStream
+
+if TYPE_CHECKING:
+    from megatron_synE.corpus.document_table import DocumentRecord, DocumentTable
 
 DOCUMENTS_PER_PIECE = 1 << 16
 
@@ -130,6 +132,9 @@ class DocumentTables:
             ValueError: it is damaged, or of other content.
         """
         if prefix not in self._tables:
+            # A trainer that never asks for documents does without Arrow, which starts a thread when it is imported.
+            from megatron_synE.corpus.document_table import DocumentTable, document_table_path
+
             there = document_table_path(prefix).exists()
             self._tables[prefix] = DocumentTable(prefix, self._corpora[prefix]) if there else None
         return self._tables[prefix]

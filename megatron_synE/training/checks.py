@@ -68,8 +68,7 @@ def examine_job(job: JobConfig, world_size: int, *, keep_indices: bool = True) -
     except ValueError as error:
         origin_is_readable = False
         found.problems.append(str(error))
-    if origin_is_readable or job.model.preset is not None:
-        found.problems += job.problems(world_size, base)
+    found.problems += job.problems(world_size, base, base_is_known=origin_is_readable)
     found.lacking, found.notes = machine_problems(job), machine_notes(job)
     found.architecture = _architecture(job, base)
     _examine_stream(job, found, keep_indices)
@@ -84,13 +83,15 @@ def examine_job(job: JobConfig, world_size: int, *, keep_indices: bool = True) -
 
 def examine_plan(job: JobConfig) -> Findings:
     """The part of it that concerns what is read: for a look at the plan, wherever the run is to start."""
-    found, base = Findings(), None
+    found, base, reason = Findings(), None, "the model's sizes are not given"
     try:
         base = _base_architecture(job, _resumed_from(job))
     except ValueError as error:
-        found.notes.append(f"{error}: the vocabulary was not compared")
+        reason = str(error)
     found.problems = job.data.problems() + job.training.problems()
     found.architecture = _architecture(job, base)
+    if found.architecture is None:
+        found.notes.append(f"the corpora's vocabulary is not compared with the model's: {reason}")
     _examine_stream(job, found, keep_indices=True)
     return found
 

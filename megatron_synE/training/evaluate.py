@@ -52,11 +52,14 @@ def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) ->
 @torch.no_grad()
 def evaluate(
     model_chunks: Sequence[torch.nn.Module], stream: DataStream, *, micro_batch_size: int, device: torch.device,
-    before_microbatch: Callable[[int], None] | None = None,
+    before_round: Callable[[int, int], None] = lambda number, num_rounds: None,
 ) -> EvaluationResult:  # fmt: skip
     """Forward passes over all held-out samples, split over the data-parallel processes.
 
     The samples and their tokens are the same in every layout; what pads the last round counts nothing.
+
+    Args:
+        before_round: called with the number of each micro-batch of this process, from 0, and how many there are.
 
     Raises:
         FloatingPointError: a loss is not finite, so that nothing can be said or decided.
@@ -64,23 +67,30 @@ def evaluate(
     context_parallel_size = parallel_state.get_context_parallel_world_size()
     for chunk in model_chunks:
         chunk.eval()
+    heldout = dict(sorted(stream.heldout().items()))
+    rounds = {
+        name: rounds_of_rank(
+            len(samples),
+            micro_batch_size,
+            data_parallel_rank=parallel_state.get_data_parallel_rank(),
+            data_parallel_size=parallel_state.get_data_parallel_world_size(),
+            rounds_multiple=parallel_state.get_pipeline_model_parallel_world_size(),
+        )
+        for name, samples in heldout.items()
+    }
+    num_rounds, num_done = sum(map(len, rounds.values())), 0
     losses, tokens = {}, {}
-    for name, heldout in sorted(stream.heldout().items()):
+    for name, samples in heldout.items():
         microbatches = [
-            to_microbatch(_count_only(heldout.batch(indices), num_valid), device, context_parallel_size)
-            for indices, num_valid in rounds_of_rank(
-                len(heldout),
-                micro_batch_size,
-                data_parallel_rank=parallel_state.get_data_parallel_rank(),
-                data_parallel_size=parallel_state.get_data_parallel_world_size(),
-                rounds_multiple=parallel_state.get_pipeline_model_parallel_world_size(),
-            )
+            to_microbatch(_count_only(samples.batch(indices), num_valid), device, context_parallel_size)
+            for indices, num_valid in rounds[name]
         ]
         if microbatches:
             report = run_microbatches(
                 model_chunks, microbatches, num_components=len(stream.component_names), forward_only=True,
-                before_microbatch=before_microbatch,
+                before_microbatch=lambda number, first=num_done: before_round(first + number, num_rounds),  # type: ignore[misc]
             )  # fmt: skip
+            num_done += len(microbatches)
             # Live adjustment decides on these numbers on every process: they have to be the same to the last bit.
             torch.distributed.broadcast(report, src=0)
             loss, num_tokens, _, _ = summarise(report.tolist())

@@ -219,9 +219,7 @@ class TrainingLoop:
                 state.stream,
                 micro_batch_size=self.run.job.training.micro_batch_size,
                 device=self.run.runtime.device,
-                before_microbatch=lambda number: self.watchdog.beat(
-                    f"step {self.step}: evaluation, round {number + 1}"
-                ),
+                before_round=self._before_evaluation_round,
             )
         before = state.last_evaluation[1] if state.last_evaluation is not None else None
         state.last_evaluation = (self.step, result)
@@ -236,6 +234,10 @@ class TrainingLoop:
             self._write("evaluation", values)
             self.progress.note(f"step {self.step}: {evaluation_text(result, before)}")
         return result
+
+    def _before_evaluation_round(self, number: int, num_rounds: int) -> None:
+        self.watchdog.beat(f"step {self.step}: evaluation, round {number + 1} of {num_rounds}")
+        self.progress.beside(self.step, f"evaluating, {number / num_rounds:.0%}")
 
     def _log_step(self, result: StepResult, times: StepTimes, first_sample: int) -> None:
         state, runtime = self.run.state, self.run.runtime

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import ROOT, environment, run, succeeded
+from tests.helpers.commands import ROOT, environment, run, run_tool, succeeded
 
 PAGE = ROOT / "docs" / "FROM_RAW_TEXT.md"
 STEPS = 16
@@ -68,10 +68,21 @@ def test_the_plan_is_the_run(walk: tuple[Path, dict[str, str]]) -> None:
     dry = output_of(said, "--dry_run")
     for line in plan.splitlines():
         assert line in dry
-    assert "medicine_and_health (3 documents)" in dry and "the run would start" in dry
+    assert "medicine_and_health (5 documents)" in dry and "the run would start" in dry
     records = [json.loads(line) for line in (lab / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["step"] for record in records if record["kind"] == "step"] == list(range(1, STEPS + 1))
     assert "mean over tokens" in output_of(said, "torchrun --nproc-per-node 2 pretrain"), "an evaluation is a table"
+
+
+@pytest.mark.slow
+def test_without_the_merge_the_fraction_that_works_is_said(walk: tuple[Path, dict[str, str]]) -> None:
+    lab, _ = walk
+    config = (ROOT / "examples" / "from_raw_text" / "run.yaml").read_text(encoding="utf-8")
+    (lab / "unmerged.yaml").write_text(config.replace("min_documents: 20", "min_documents: 0"), encoding="utf-8")
+    refused = run_tool("inspect_stream", "--config", lab / "unmerged.yaml", cwd=lab.parent)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "medicine_and_health (5)" in refused.stderr and "min_documents" in refused.stderr
+    assert re.search(r"set data\.sources\.web_zh\.heldout_fraction to 0\.\d+ \(the smallest", refused.stderr)
 
 
 @pytest.mark.slow

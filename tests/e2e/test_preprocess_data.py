@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_synE.corpus.document_table import DocumentTable
 from megatron_synE.corpus.indexed import IndexedCorpus, corpus_exists
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,12 @@ ERRORS = {
     "wrong tokenizer type": (["--tokenizer-type", "TikTokenizer"], "holds no tokenizer.model"),
     "unwritable output": (["--output-prefix", "/proc/nowhere/o"], "/proc/nowhere"),
     "zero workers": (["--workers", "0"], "--workers must be at least 1"),
+    "a file where a folder is asked for": (["--output-prefix", f"{ROOT}/README.md/o"], "README.md"),
+    "a key that every table has": (["--keep-keys", "url", "line"], "--keep-keys line"),
+    "a separator of what is no text": (["--separator", "file"], "--separator is for plain text"),
+    "special tokens of a model without": (
+        ["--parse-special-tokens", "--tokenizer-model", f"{ROOT}/README.md"], "--tokenizer-model"
+    ),
 }
 
 
@@ -81,6 +88,68 @@ def test_user_errors_give_one_message_and_leave_nothing(tmp_path: Path, case: st
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_standard_input_and_plain_text(tmp_path: Path) -> None:
+    """JSON lines from a pipe; plain text from a pipe and from files, with what stands between the documents."""
+    usual = ["--tokenizer-model", SAMPLE / "tokenizer", "--append-eod"]
+    jsonl, text = '{"text": "one"}\n{"text": "two"}\n', "one\n\n\ntwo"
+    (tmp_path / "a.txt").write_text(text)
+    corpora = []
+    for number, (given, arguments) in enumerate(
+        [
+            (jsonl, ["--input", "-"]),
+            (text, ["--input", "-", "--separator", "blank-line"]),
+            ("", ["--input", tmp_path / "a.txt", "--separator", r"\n\n\n"]),
+        ]
+    ):
+        prefix = tmp_path / f"o{number}"
+        words = command(*arguments, "--output-prefix", prefix, *usual)
+        done = subprocess.run(words, input=given, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        corpora.append(IndexedCorpus(f"{prefix}_text_document"))
+    first = corpora[0]
+    assert first.num_documents == 2
+    assert all(corpus.fingerprint == first.fingerprint for corpus in corpora)
+    tables = [DocumentTable(corpus.prefix, corpus) for corpus in corpora]
+    places = [[(row.file, row.line) for row in table.rows([0, 1])] for table in tables]
+    file = str(tmp_path / "a.txt")
+    assert places == [[("-", 1), ("-", 2)], [("-", 1), ("-", 4)], [(file, 1), (file, 4)]]
+    whole = run("--input", tmp_path / "a.txt", "--output-prefix", tmp_path / "whole", *usual)
+    assert "1 documents" in whole.stdout
+
+
+def test_a_missing_end_of_text_is_said_once(tmp_path: Path) -> None:
+    for flags, times in (([], 1), (["--append-eod"], 0)):
+        done = run(
+            "--input", SAMPLE / "web_*.jsonl", "--output-prefix", tmp_path / f"o{times}",
+            "--tokenizer-model", SAMPLE / "tokenizer", *flags,
+        )  # fmt: skip
+        assert done.returncode == 0 and done.stderr.count("--append-eod") == times
+
+
+def test_files_have_the_permissions_that_the_user_s_mask_gives(tmp_path: Path) -> None:
+    for mask, mode in ((0o022, 0o644), (0o007, 0o660)):
+        done = subprocess.run(
+            command("--input", SAMPLE / "web_en.jsonl", "--output-prefix", tmp_path / f"{mask}" / "o",
+                    "--tokenizer-model", SAMPLE / "tokenizer", "--topic-key", "topic"),
+            capture_output=True, text=True, timeout=120, umask=mask,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / f"{mask}").iterdir()}
+        assert len(modes) == 6 and set(modes.values()) == {mode}
+
+
+def test_a_reader_that_closes_early_is_no_traceback(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = command("--input", SAMPLE / "web_en.jsonl", "--output-prefix", tmp_path / "o", "--append-eod",
+                    "--tokenizer-model", SAMPLE / "tokenizer")  # fmt: skip
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert corpus_exists(tmp_path / "o_text_document")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".bin", ".idx", ".json", ".arrow"}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -152,3 +153,33 @@ def test_an_output_file_is_whole_or_absent(tmp_path: Path) -> None:
         file.write(b"half")
         raise KeyError
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "file.tmp-1"
+    left.write_bytes(b"half")
+    with output_file(tmp_path / "file") as file:  # another one still writes
+        assert not left.exists()
+        with output_file(tmp_path / "file.b") as other:
+            other.write(b"b")
+        file.write(b"a")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"a", "file.b": b"b"}
+
+
+def test_what_is_still_being_written_stays(tmp_path: Path) -> None:
+    living = tmp_path / "file.tmp-1"
+    with open(living, "wb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        with output_file(tmp_path / "file") as file:
+            file.write(b"a")
+        assert living.exists()
+
+
+def test_a_full_disk_is_told_by_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        with output_file(tmp_path / "file"), open("/dev/full", "wb") as full:
+            full.write(b"no room")
+
+    assert run_tool("tool", write) == 1
+    assert capsys.readouterr().err == f"tool: {tmp_path / 'file'}: no space left on device\n"
+    assert list(tmp_path.iterdir()) == []

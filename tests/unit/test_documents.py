@@ -9,7 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "megatron_synE/data/README.md", "examples/data/README.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "megatron_synE/data/README.md",
+    "examples/data/README.md",
+    "examples/cleaning/README.md",
     "docs/FROM_RAW_TEXT.md",
 ]  # fmt: skip
 

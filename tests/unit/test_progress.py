@@ -40,6 +40,19 @@ def test_progress_is_plain_and_rare_without_a_terminal(capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines() == ["step 1/50  loss 1", "step 50/50  loss 1", "done"]
 
 
+def test_what_is_done_beside_steps_is_told_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ProgressLine(first_step=0, last_step=2, show=True)
+    line.beside(0, "evaluating, 0%")
+    line.step(1, "loss 2")
+    for number in range(40):
+        clock.seconds += 1
+        line.beside(1, f"evaluating, {number / 40:.0%}")
+    line.step(2, "loss 1")
+    line.beside(2, "evaluating, 0%")
+    told = ["step 1/2  loss 2", "step 1/2  evaluating, 38%", "step 1/2  evaluating, 78%", "step 2/2  loss 1"]
+    assert capsys.readouterr().out.splitlines() == told
+
+
 def test_silent_processes_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressLine(first_step=0, last_step=2, show=False)
     progress.step(2, "loss 1")

@@ -19,7 +19,7 @@ from megatron_synE.checkpoint import unfinished as unfinished_module
 from megatron_synE.checkpoint.checksummed_file import ChecksummedFile
 from megatron_synE.checkpoint.files import file_checksum
 from megatron_synE.checkpoint.unfinished import unfinished_directory
-from megatron_synE.progress import ProgressBar
+from tests.helpers.progress import recorded_bars
 
 IDENTITY = {"source": "a"}
 
@@ -171,19 +171,7 @@ def test_a_place_that_is_a_file(tmp_path: Path) -> None:
 def test_the_bar_counts_what_is_written_and_what_a_killed_process_had_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bars: list[Any] = []
-
-    class Recording(ProgressBar):
-        def __init__(self, *arguments: object, **options: object) -> None:
-            super().__init__(*arguments, **options)  # type: ignore[arg-type]
-            self.first, self.told = self.done, []
-            bars.append(self)
-
-        def at(self, done: float) -> None:
-            super().at(done)
-            self.told.append(done)
-
-    monkeypatch.setattr(unfinished_module, "ProgressBar", Recording)
+    bars = recorded_bars(monkeypatch, unfinished_module)
     with pytest.raises(KeyboardInterrupt), unfinished_directory(tmp_path / "place", IDENTITY, 100) as unfinished:
         unfinished.write("a", _fill(b"x" * 60, []))
         raise KeyboardInterrupt

@@ -26,6 +26,7 @@ def slurm_processes() -> int:
         ("quickstart/backbone.yaml", 2, None),
         ("quickstart/quickstart.yaml", 2, "llama3_tiny"),
         ("synthesis/stage.yaml", 1, None),
+        ("from_raw_text/run.yaml", 2, "llama3_tiny"),
         ("llama3_8b/stage1.yaml", slurm_processes(), "llama3_8b"),
         ("llama3_8b/stage2.yaml", slurm_processes(), "llama3_8b"),
     ],

@@ -44,6 +44,12 @@ def refused(tmp_path: Path, text: str, *arguments: str) -> str:
         ("optimizer: {learning_rate: 1}", "optimizer.learning_rate: unknown; optimizer has lr, weight_decay"),
         ("training: {rampup_batch_size: [1, 2]}", "training.rampup_batch_size: [1, 2] is not a list of 3 values"),
         ("training: 3", "training: 3 is not a mapping"),
+        ("model: {}\nevaluation:\n  # all by default\n", "evaluation: null is not a mapping of names to values; leave"),
+        ("training: {seed: null}", "training.seed: null is not a whole number; leave the line out"),
+        ("data: {sources: {web: {language: zh}}}", "data.sources.web.prefix: missing"),
+        ("data: {stages: [{tokens: 3}]}", "data.stages[0].name: missing"),
+        ("data: {sources: {2024: {prefix: x}}}", "data.sources.2024: a name is text; write '2024'"),
+        ("data: {sources: {web: x.bin}}", "data.sources.web: 'x.bin' is not a mapping"),
         ("training: {seed: 1, seed: 2}", "line 1: seed is given twice"),
         ("data: {sources: {web: {prefix: a}, web: {prefix: b}}}", "web is given twice"),
         ("- 3", "holds no sections"),
@@ -91,6 +97,17 @@ def test_what_is_right_is_left_alone(tmp_path: Path) -> None:
     job = parse_job(["--config", str(file), "--data.sources.web.order", "stored", "--training.seed=3"])
     assert job.data.stages[0].tokens == 10**6 and job.data.sources["web"].order == "stored"
     assert job.optimizer.lr == 1e-5 and job.training.seed == 3 and job.model.rope_scaling is not None
+
+
+@pytest.mark.parametrize("field", ["data.sources", "data.stages", "data.adjustment.schedule", "model.rope_scaling"])
+def test_the_fields_of_one_entry_have_a_help(field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_job([f"--{field}.help"])
+    assert stopped.value.code == 0 and "default" in capsys.readouterr().out
+
+
+def test_no_arguments_are_the_defaults() -> None:
+    assert parse_job([]).training.seed == 1234
 
 
 def test_options_of_a_start_are_no_part_of_the_job(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from megatron_synE.corpus.annotations import Annotations
 from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
 from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
 from megatron_synE.corpus.tokenizers import build_tokenizer
-from megatron_synE.progress import ProgressBar
+from tests.helpers.progress import RecordedBar, recorded_bars
 from tests.unit.corpus.conftest import SAMPLE
 
 NUM_DOCUMENTS = 23
@@ -110,25 +110,14 @@ def test_the_tokenizer_of_a_corpus(tmp_path: Path, prefix: Path, hf_tokenizer: P
     assert corpus_tokenizer(prefixes["text"]).fingerprint == tokenizer.fingerprint
 
 
-class RecordingBar(ProgressBar):
-    """What a bar was told."""
-
-    told: list[float]
-
-    def at(self, done: float) -> None:
-        self.told.append(done)
-
-
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The documents that the bar shows as done, at each moment; no time has to pass between two of them."""
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[RecordedBar]:
+    """The bars of annotations; no time has to pass between two moves."""
     monkeypatch.setattr(shared_progress, "INTERVAL_SECONDS", 0)
-    monkeypatch.setattr(annotate_module, "ProgressBar", RecordingBar)
-    RecordingBar.told = []
-    return RecordingBar.told
+    return recorded_bars(monkeypatch, annotate_module)
 
 
-def test_the_bar_moves_within_a_part(prefix: Path, told: list[float]) -> None:
+def test_the_bar_moves_within_a_part(prefix: Path, bars: list[RecordedBar]) -> None:
     """Stumble: one part of ten minutes was 0 % and then 100 %."""
 
     def compute(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
@@ -137,10 +126,11 @@ def test_the_bar_moves_within_a_part(prefix: Path, told: list[float]) -> None:
         return np.full(len(documents), 2.0, dtype=np.float32)
 
     assert annotate(prefix, "perplexity", {}, compute, part_size=NUM_DOCUMENTS)
-    assert told == pytest.approx(list(range(1, NUM_DOCUMENTS + 1)))
+    (bar,) = bars
+    assert bar.told == pytest.approx(list(range(1, NUM_DOCUMENTS + 1))) and bar.total == NUM_DOCUMENTS
 
 
-def test_the_bar_moves_while_other_processes_work(prefix: Path, told: list[float]) -> None:
+def test_the_bar_moves_while_other_processes_work(prefix: Path, bars: list[RecordedBar]) -> None:
     """Rank 1 finishes a part and is in the middle of its next one when rank 0 has done half of its first."""
 
     def others(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
@@ -157,11 +147,12 @@ def test_the_bar_moves_while_other_processes_work(prefix: Path, told: list[float
         return np.full(len(documents), 2.0, dtype=np.float32)
 
     assert not annotate(prefix, "perplexity", {}, ours, part_size=5, world_size=2)
-    assert told == pytest.approx([5 * 0.5 + 5 + 5 * 0.4])
+    ours_bar, others_bar = bars
+    assert ours_bar.told == pytest.approx([5 * 0.5 + 5 + 5 * 0.4]) and others_bar.told == []
     assert len(list(prefix.parent.glob("c.perplexity.parts/part-start-*"))) == 0
 
 
-def test_notes_of_a_killed_job_do_not_count(prefix: Path, told: list[float]) -> None:
+def test_notes_of_a_killed_job_do_not_count(prefix: Path, bars: list[RecordedBar]) -> None:
     def killed(documents: list[np.ndarray], on_share: Callable[[float], None]) -> np.ndarray:
         on_share(0.8)
         raise KeyboardInterrupt
@@ -173,16 +164,22 @@ def test_notes_of_a_killed_job_do_not_count(prefix: Path, told: list[float]) -> 
     with pytest.raises(KeyboardInterrupt):
         annotate(prefix, "perplexity", {}, killed, part_size=NUM_DOCUMENTS)
     (note,) = prefix.parent.glob("c.perplexity.parts/*.progress")
-    assert told == pytest.approx([0.8 * NUM_DOCUMENTS])
+    assert bars[0].told == pytest.approx([0.8 * NUM_DOCUMENTS])
     yesterday = time.time() - 86400
     os.utime(note, (yesterday, yesterday))
-    told.clear()
     assert annotate(prefix, "perplexity", {}, compute, part_size=NUM_DOCUMENTS)
-    assert told == pytest.approx([0.2 * NUM_DOCUMENTS])
+    assert bars[1].first == 0 and bars[1].told == pytest.approx([0.2 * NUM_DOCUMENTS])
     assert not list(prefix.parent.glob("c.perplexity.parts*"))
 
 
-def test_topics_are_told_block_by_block(prefix: Path, told: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_goes_on_begins_where_it_was(prefix: Path, bars: list[RecordedBar]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        score_perplexity(prefix, Scorer(lives=2), part_size=5)
+    assert score_perplexity(prefix, Scorer(), part_size=5)
+    assert [bar.first for bar in bars] == [0, 10]
+
+
+def test_topics_are_told_block_by_block(prefix: Path, bars: list[RecordedBar], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annotate_module, "TEXTS_BETWEEN_SHARES", 10)
     label_topics(prefix, Longest(), build_tokenizer("auto", SAMPLE / "tokenizer"), part_size=NUM_DOCUMENTS)
-    assert told == pytest.approx([10, 20, 23])
+    assert bars[0].told == pytest.approx([10, 20, 23])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from megatron_synE.corpus.document_table import DocumentRecord
 from megatron_synE.corpus.export import DocumentExporter
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.indexed_writer import IndexedCorpusWriter
+from megatron_synE.corpus.merge import merge_corpora
 from megatron_synE.corpus.preprocess import PreprocessOptions, preprocess
+from megatron_synE.corpus.statistics import corpus_statistics
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
 from tests.helpers.commands import SAMPLE
-from tests.helpers.corpora import write_table
+from tests.helpers.corpora import random_documents, write_corpus, write_table
 from tools import export_corpus as tool
 
 
@@ -129,3 +132,32 @@ def test_compressed_files_are_whole(tmp_path: Path, tokenizer: CorpusTokenizer) 
     plain = gzip.decompress((tmp_path / "o.jsonl.gz").read_bytes())
     with open(tmp_path / "o.jsonl.zst", "rb") as file:
         assert zstandard.ZstdDecompressor().stream_reader(file).read() == plain
+
+
+BOUNDARIES = 34 + 12 * 40
+"""Where the .idx of 40 documents has their boundaries, after its header, lengths and offsets."""
+
+
+@settings(max_examples=120, deadline=None)
+@given(place=st.integers(34, BOUNDARIES + 8 * 41 - 1), bit=st.integers(0, 7))
+def test_a_damaged_index_is_told_by_every_reader(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: CorpusTokenizer, place: int, bit: int
+) -> None:
+    """With no sidecar that would know better."""
+    prefix = str(tmp_path_factory.mktemp("damaged") / "c")
+    write_corpus(Path(prefix), random_documents(np.random.default_rng(0), 40))
+    Path(f"{prefix}.json").unlink()
+    index = bytearray(Path(f"{prefix}.idx").read_bytes())
+    index[place] ^= 1 << bit
+    Path(f"{prefix}.idx").write_bytes(index)
+    for read in (
+        lambda: DocumentExporter(IndexedCorpus(prefix), tokenizer).write(io.BytesIO()),
+        lambda: corpus_statistics(IndexedCorpus(prefix), tokenizer),
+        lambda: merge_corpora([prefix], f"{prefix}-merged"),
+    ):
+        try:
+            read()
+        except ValueError as error:
+            assert re.search(r"c\.(idx|bin): ", str(error))
+        else:
+            assert place >= BOUNDARIES  # another division into documents, which may be one, too

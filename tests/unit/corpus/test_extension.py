@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from megatron_synE.corpus import extension as extension_module
 from megatron_synE.corpus.extension import BytePairTokenizer, Extension, fertility
+from tests.helpers.progress import is_complete, recorded_bars
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "data"
 OLD_JSON = (SAMPLE / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
@@ -99,3 +101,9 @@ def test_what_cannot_be_extended(content: str) -> None:
         BytePairTokenizer("sample", content)
     with pytest.raises(ValueError, match="has a normalizer"):
         BytePairTokenizer("sample", json.dumps({**json.loads(OLD_JSON), "normalizer": {"type": "NFC"}}))
+
+
+def test_learning_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = recorded_bars(monkeypatch, extension_module)
+    BytePairTokenizer("sample", OLD_JSON).learn_merges(TEXTS, 20)
+    assert [(bar.unit, is_complete(bar)) for bar in bars] == [("documents", True), ("merges", True)]

@@ -7,7 +7,9 @@ import random
 import numpy as np
 import pytest
 
+from megatron_synE.corpus import pages as pages_module
 from megatron_synE.corpus.pages import page_groups, split_by_page
+from tests.helpers.progress import is_complete, recorded_bars
 
 WORDS = [f"{a}{b}{c}" for a in "bdgklmn" for b in "aeiou" for c in ("", "r", "st", "n")]
 
@@ -80,3 +82,9 @@ def test_topics_of_few_pages() -> None:
     assert heldout.tolist() == [15, 16, 17, 18] and len(train) == 15
     with pytest.raises(ValueError, match="--heldout-fraction 1: must be between"):
         split_by_page(labels, groups, 1, 0)
+
+
+def test_comparing_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = recorded_bars(monkeypatch, pages_module)
+    page_groups([page(number) for number in range(5)], None, max_chars=4000)
+    assert is_complete(bars[0])

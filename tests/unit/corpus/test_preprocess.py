@@ -2,16 +2,21 @@
 
 import gzip
 import json
+import os
 import random
 from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megatron_synE.corpus.annotations import Annotations
+from megatron_synE.corpus.document_table import DocumentRecord, DocumentTable
 from megatron_synE.corpus.indexed import IndexedCorpus, token_dtype
 from megatron_synE.corpus.preprocess import LabelColumn, PreprocessOptions, preprocess
+from megatron_synE.corpus.progress import Progress
 from megatron_synE.corpus.tokenizers import build_tokenizer
 from tests.unit.corpus.conftest import ROOT, SAMPLE
 
@@ -39,11 +44,17 @@ def build_with_megatron_core(source: Path, prefix: Path, tokenizer_model: Path) 
     builder.finalize(f"{prefix}.idx")
 
 
-@pytest.mark.parametrize("name", ["web_zh", "code_en"])
-@pytest.mark.parametrize("tokenizer_name", ["trained_here", "llama3"])
+SHARED_FILES = ("book_en", "book_zh", "code_en", "web_en", "web_zh")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_name", "name"),
+    [("trained_here", "web_zh"), ("trained_here", "web_en"), *(("llama3", name) for name in SHARED_FILES)],
+)
 def test_real_text_is_byte_identical_to_megatron_core(
-    tmp_path: Path, hf_tokenizer: Path, name: str, tokenizer_name: str
+    tmp_path: Path, hf_tokenizer: Path, tokenizer_name: str, name: str
 ) -> None:
+    """Every document of the trial corpora has the ids of the tokenizer's reference library."""
     source = SHARED / f"{name}.jsonl.gz"
     if not source.is_file():
         pytest.skip("the trial corpora are not here (../shared/corpus)")
@@ -158,3 +169,128 @@ def test_input_without_documents_is_an_error_and_leaves_nothing(
             [path], str(tmp_path / "out" / "o"), build_tokenizer("auto", hf_tokenizer), PreprocessOptions(strict=strict)
         )
     assert list((tmp_path / "out").iterdir()) == []
+
+
+ADVERSARIAL = [
+    "NUL \x00 inside, \x00\x00",
+    "👩‍🔬👨‍👩‍👧‍👦🇨🇳🏴󠁧󠁢󠁥󠁮󠁧󠁿 e\u0301 \u200d\ufe0f",
+    "x" * 1_000_000,
+    "继续预训练" * 200_000,
+    "<|begin_of_text|>a<|end_of_text|><|eot_id|>b<|start_header_id|>user<|end_header_id|></s><|endoftext|>",
+    "line\r\nline\r\n\r\n\rline\n",
+    "\ufeff\u2028\u2029\x85 \u00a0\u3000\x1c",
+    "\U0010ffff\ufffe\ufffd",
+    " " * 10_000 + "\t" * 100 + "end",
+    '"quotes" \\ / \\u0041 {"text": "json"}',
+]
+
+
+@pytest.mark.parametrize("tokenizer_name", ["trained_here", "llama3"])
+@pytest.mark.parametrize("form", ["escaped", "utf8", "parquet"])
+def test_adversarial_text_has_the_reference_s_ids(
+    tmp_path: Path, hf_tokenizer: Path, tokenizer_name: str, form: str
+) -> None:
+    model = hf_tokenizer if tokenizer_name == "trained_here" else llama3_model()
+    tokenizer, reference = build_tokenizer("auto", model), build_tokenizer("auto", model, fast=False)
+    path = tmp_path / f"a.{'parquet' if form == 'parquet' else 'jsonl'}"
+    if form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": ADVERSARIAL}), path)
+    else:
+        lines = [json.dumps({"text": text}, ensure_ascii=form == "escaped") for text in ADVERSARIAL]
+        lines.insert(3, '{"text": "lone \\ud83d surrogate"}')
+        path.write_text("\n".join(lines), encoding="utf-8")
+    prefixes, progress = preprocess([path], str(tmp_path / "o"), tokenizer, PreprocessOptions(append_eod=True))
+    assert progress.skipped == (
+        {} if form == "parquet" else {"text holds a lone surrogate, which UTF-8 cannot encode": 1}
+    )
+    corpus = IndexedCorpus(prefixes["text"])
+    tokens, offsets = reference.encode_batch(ADVERSARIAL)
+    for number, (start, stop) in enumerate(pairwise(offsets)):
+        assert corpus.document(number).tolist() == [*tokens[start:stop].tolist(), tokenizer.eod_id], number
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("tokenizer_name", ["trained_here", "llama3"])
+def test_special_tokens_in_text_become_tokens_only_where_asked_for(
+    hf_tokenizer: Path, tokenizer_name: str, fast: bool
+) -> None:
+    model = hf_tokenizer if tokenizer_name == "trained_here" else llama3_model()
+    name = {"trained_here": "<|endoftext|>", "llama3": "<|end_of_text|>"}[tokenizer_name]
+    text = f"one{name} two"
+    plain = build_tokenizer("auto", model, fast=fast)
+    asked = build_tokenizer("auto", model, fast=fast, special_tokens_in_text=True)
+    assert (asked.backend.name == "gigatoken") == fast
+    assert plain.eod_id not in plain.encode_batch([text])[0].tolist()
+    ids = asked.encode_batch([text])[0].tolist()
+    assert ids.count(asked.eod_id) == 1
+    at = ids.index(asked.eod_id)
+    assert [ids[:at], ids[at + 1 :]] == [plain.encode_batch([part])[0].tolist() for part in ("one", " two")]
+    assert asked.describe() == plain.describe()  # the same ids mean the same
+
+
+def test_the_table_says_where_each_document_came_from(tmp_path: Path, hf_tokenizer: Path) -> None:
+    """Several keys and workers, bad lines in between, values of every type."""
+    first = [{"text": "a", "title": "A", "id": 1, "url": "u1"}, {"text": "b"}, {"text": "c", "title": "C", "meta": [1]}]
+    (tmp_path / "b.jsonl").write_text("\n\n".join(map(json.dumps, first)))
+    second = {"text": ["d", "", "f"], "title": ["D", "E", "F"], "id": ["x", "y", None], "url": [None, "v", "w"]}
+    pyarrow.parquet.write_table(pyarrow.table({**second, "meta": [{"k": 1}, None, None]}), tmp_path / "c.parquet")
+    files = [tmp_path / "b.jsonl", tmp_path / "c.parquet"]
+    options = PreprocessOptions(keys=("text", "title"), id_key="id", keep_keys=("url", "meta"))
+    tables = []
+    for num_workers in (1, 2):
+        output = str(tmp_path / f"o{num_workers}")
+        tokenizer = build_tokenizer("auto", hf_tokenizer)
+        prefixes, _ = preprocess(files, output, tokenizer, options, num_workers=num_workers)
+        for prefix in prefixes.values():
+            table = DocumentTable(prefix, IndexedCorpus(prefix))
+            tables.append(table.rows(range(len(table))))
+    jsonl, parquet = map(str, files)
+    assert tables[0] == [
+        DocumentRecord("1", jsonl, 1, {"url": "u1", "meta": None}),
+        DocumentRecord(None, jsonl, 5, {"url": None, "meta": "[1]"}),
+        DocumentRecord("x", parquet, 1, {"url": None, "meta": '{"k": 1}'}),
+        DocumentRecord(None, parquet, 3, {"url": "w", "meta": None}),
+    ]
+    assert tables[1:] == [tables[0]] * 3
+
+
+def test_a_corpus_is_replaced_only_where_that_is_asked_for(tmp_path: Path, hf_tokenizer: Path) -> None:
+    path, tokenizer = write_jsonl(tmp_path / "a.jsonl", [{"text": "old"}]), build_tokenizer("auto", hf_tokenizer)
+    prefix = preprocess([path], str(tmp_path / "o"), tokenizer, PreprocessOptions())[0]["text"]
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    write_jsonl(path, [{"text": "new"}])
+    with pytest.raises(ValueError, match=r"o_text_document\.idx: there is a corpus already; --overwrite"):
+        preprocess([path], str(tmp_path / "o"), tokenizer, PreprocessOptions())
+    path.write_bytes(before["a.jsonl"])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    write_jsonl(path, [{"text": "new"}])
+    preprocess([path], str(tmp_path / "o"), tokenizer, PreprocessOptions(), overwrite=True)
+    assert tokenizer.decode(IndexedCorpus(prefix).tokens) == "new"
+
+
+def test_an_input_that_changes_meanwhile_is_refused(tmp_path: Path, hf_tokenizer: Path) -> None:
+    path, tokenizer = write_jsonl(tmp_path / "a.jsonl", [{"text": "old"}]), build_tokenizer("auto", hf_tokenizer)
+
+    def change(progress: Progress) -> None:
+        os.utime(path, (1, 1))
+
+    with pytest.raises(ValueError, match=r"a\.jsonl: changed while it was being read"):
+        preprocess([path], str(tmp_path / "o"), tokenizer, PreprocessOptions(), on_progress=change)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PreprocessOptions(id_key="id"), "plain text has no keys"),
+        (PreprocessOptions(keys=("text", "title")), "plain text has no keys"),
+        (PreprocessOptions(separator=""), "--separator: empty"),
+    ],
+)
+def test_what_plain_text_cannot_have_is_refused(
+    tmp_path: Path, hf_tokenizer: Path, options: PreprocessOptions, message: str
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match=message):
+        preprocess([tmp_path / "a.txt"], str(tmp_path / "o"), build_tokenizer("auto", hf_tokenizer), options)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

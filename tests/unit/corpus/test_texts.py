@@ -14,27 +14,9 @@ import pytest
 
 from megatron_synE.corpus import texts as texts_module
 from megatron_synE.corpus.texts import read_batches, read_texts
-from megatron_synE.progress import ProgressBar
+from tests.helpers.progress import is_complete, recorded_bars
 
 RECORDS = [{"text": f"text number {number}", "topic": "law"} for number in range(200)]
-
-
-class RecordingBar(ProgressBar):
-    """What a bar was told."""
-
-    told: list[float]
-    totals: list[float | None]
-
-    def at(self, done: float) -> None:
-        self.told.append(done)
-        self.totals.append(self.total)
-
-
-@pytest.fixture
-def bar(monkeypatch: pytest.MonkeyPatch) -> type[RecordingBar]:
-    monkeypatch.setattr(texts_module, "ProgressBar", RecordingBar)
-    RecordingBar.told, RecordingBar.totals = [], []
-    return RecordingBar
 
 
 @pytest.fixture
@@ -47,10 +29,10 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.iterdir())
 
 
-def test_texts_of_all_formats_in_order(files: list[Path], bar: type[RecordingBar]) -> None:
+def test_texts_of_all_formats_in_order(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = recorded_bars(monkeypatch, texts_module)
     assert list(read_texts(files, "text")) == [record["text"] for record in RECORDS] * 3
-    size = sum(path.stat().st_size for path in files)
-    assert bar.told == sorted(bar.told) and bar.told[-1] == size and set(bar.totals) == {size}
+    assert is_complete(bars[0]) and bars[0].total == sum(path.stat().st_size for path in files)
 
 
 def test_labels_come_along_and_bad_lines_are_told(files: list[Path]) -> None:
@@ -59,10 +41,11 @@ def test_labels_come_along_and_bad_lines_are_told(files: list[Path]) -> None:
     assert [line.location for batch in batches for line in batch.bad_lines] == [f"{files[0]}:{len(RECORDS) + 1}"]
 
 
-def test_standard_input_has_no_known_size(bar: type[RecordingBar], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_has_no_known_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = recorded_bars(monkeypatch, texts_module)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "one"}\n{"text": "two"}\n')))
     assert list(read_texts(["-"], "text")) == ["one", "two"]
-    assert set(bar.totals) == {None}
+    assert bars[0].total is None
 
 
 def test_a_missing_file_is_named() -> None:

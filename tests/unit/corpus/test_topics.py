@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_synE.corpus import topics as topics_module
 from megatron_synE.corpus.topics import (
     RECIPE_TOPICS,
     FeatureSettings,
@@ -14,6 +15,7 @@ from megatron_synE.corpus.topics import (
     features,
     load_topic_classifier,
 )
+from tests.helpers.progress import is_complete, recorded_bars
 from tests.unit.corpus.conftest import SAMPLE
 
 SMALL = FeatureSettings(num_bits=14)
@@ -67,6 +69,16 @@ def test_it_is_the_minimum_of_the_penalised_loss() -> None:
     assert np.abs(trained.weights).max() > 0.1
 
 
+def test_training_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = recorded_bars(monkeypatch, topics_module)
+    texts, labels = labelled("web_en")
+    monkeypatch.setattr(topics_module, "FEATURE_BLOCK", 50)
+    LinearClassifier.train(texts, labels, RECIPE_TOPICS, SMALL, max_iterations=7)
+    rows, fit = bars
+    assert is_complete(rows) and rows.total == len(texts)
+    assert is_complete(fit) and (fit.total, fit.unit) == (7, "iterations")
+
+
 def test_shuffled_labels_are_not_learned() -> None:
     """The features carry no trace of a document's place: the test above can fail."""
     texts, labels = labelled("web_en")
@@ -96,6 +108,18 @@ def test_features_are_normalised_and_see_only_the_beginning() -> None:
     short = FeatureSettings(num_bits=14, max_chars=5)
     assert (features(["abcde"], short) != features(["abcde and more"], short)).nnz == 0
     assert (features(["abcde"], short) != features(["abcdf"], short)).nnz > 0
+
+
+def test_a_save_that_was_killed_leaves_no_classifier(
+    classifier: LinearClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old names must not vouch for new weights."""
+    classifier.save(tmp_path)
+    monkeypatch.setattr(topics_module, "write_json_atomically", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        classifier.save(tmp_path)
+    with pytest.raises(ValueError, match="no topic classifier"):
+        load_topic_classifier(tmp_path)
 
 
 @pytest.mark.parametrize(

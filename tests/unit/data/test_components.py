@@ -12,8 +12,8 @@ from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data import components
 from megatron_synE.data.cache import IndexCache
 from megatron_synE.data.components import Component, Source, exclude_foreign_heldout
-from megatron_synE.progress import ProgressBar
 from tests.helpers.corpora import random_documents, write_corpus
+from tests.helpers.progress import is_complete, recorded_bars
 
 SEQ_LENGTH = 16
 NAMES = ("law", "history", "others")
@@ -202,21 +202,13 @@ def test_documents_of_several_sequences_are_read_whole(tmp_path: Path) -> None:
 
 
 def test_building_an_index_shows_how_much_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, float, float]] = []
-
-    class Recording(ProgressBar):
-        def at(self, done: float) -> None:
-            told.append((self.what, done, self.total or 0))
-
-    monkeypatch.setattr(components, "ProgressBar", Recording)
+    bars = recorded_bars(monkeypatch, components)
     monkeypatch.setattr(components, "HASH_PIECE_TOKENS", 100)
     documents = random_documents(np.random.default_rng(0), 60)
     num_tokens = sum(map(len, documents))
     prefix = write_corpus(tmp_path / "web", documents)
     component(prefix)
-    done = [tokens for _, tokens, _ in told]
-    assert done == sorted(set(done)) and len(done) > 5 and done[-1] == num_tokens
-    assert {(what, total) for what, _, total in told} == {(f"{prefix}: index", num_tokens)}
-    told.clear()
+    (bar,) = bars
+    assert is_complete(bar) and (bar.what, bar.total, bar.unit) == (f"{prefix}: index", num_tokens, "tokens")
     component(prefix)
-    assert told == [], "it is in the cache"
+    assert len(bars) == 1, "it is in the cache"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +15,11 @@ import yaml
 from megatron_synE.checkpoint.files import file_checksum, write_file_list
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
 from megatron_synE.corpus.annotations import write_annotation
+from megatron_synE.corpus.document_table import DocumentRecord
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.data import DataStream, documents_read, ledger
-from tests.helpers.corpora import write_corpus
+from megatron_synE.data.ledger import documents_of
+from tests.helpers.corpora import write_corpus, write_table
 from tools import inspect_stream
 
 SEQ_LENGTH = 16
@@ -174,3 +177,34 @@ def test_an_annotation_made_anew_is_refused_for_a_checkpoint(
     assert inspect_stream.main(["--config", files[0], "--checkpoint", files[1], "--steps", "1:2"]) == 1
     error = capsys.readouterr().err
     assert "data.sources.book" in error and "book.perplexity.npy was annotated anew" in error
+
+
+def test_incidents_name_documents_by_their_table(config: DataConfig) -> None:
+    """With a table that is not the corpus's, the numbers are told all the same."""
+    stream = adjusted(config)
+    web, book = (config.sources[name].prefix for name in ("web", "book"))
+    write_table(web, [DocumentRecord(f"id{n}", "web.jsonl", n + 1, {"url": f"u{n}"}) for n in range(150)])
+    write_table(book, [DocumentRecord(None, "book.jsonl", n + 1, {}) for n in range(25)])
+    entries = documents_of(stream, [range(10, 20), range(30, 31)])
+    for entry in entries:
+        numbers = entry["documents"]
+        if entry["corpus"] == web:
+            assert entry["ids"] == [f"id{n}" for n in numbers] and entry["keys"] == {"url": [f"u{n}" for n in numbers]}
+        assert entry["places"] == [f"{Path(entry['corpus']).name}.jsonl:{n + 1}" for n in numbers]
+        assert ("ids" in entry, "keys" in entry) == (entry["corpus"] == web,) * 2
+    assert json.loads(json.dumps(entries)) == entries
+    Path(f"{book}.documents.arrow").write_bytes(b"damaged")
+    again = documents_of(stream, [range(10, 20), range(30, 31)])
+    assert [entry["documents"] for entry in again] == [entry["documents"] for entry in entries]
+    assert all("book.documents.arrow" in entry["table_problem"] for entry in again if entry["corpus"] == book)
+
+
+def test_many_documents_come_in_pieces(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = adjusted(config)
+    whole = list(documents_read(stream, 0, 160))
+    monkeypatch.setattr(sys.modules["megatron_synE.data.ledger"], "DOCUMENTS_PER_PIECE", 7)
+    pieces = documents_of(stream, [range(160)])
+    assert max(len(piece["documents"]) for piece in pieces) == 7
+    for read in whole:
+        found = [p["documents"] for p in pieces if (p["component"], p["epoch"]) == (read.component, read.epoch)]
+        assert [number for piece in found for number in piece] == read.documents.tolist()

@@ -13,6 +13,8 @@ import pytest
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SchedulePoint, SourceConfig, StageConfig
 from megatron_synE.corpus.annotations import NO_LABEL
 from megatron_synE.data import DataStream, preflight
+from megatron_synE.data.cache import digest
+from megatron_synE.data.components import digest_array
 from megatron_synE.data.topics import read_topics, with_merged_shares
 from tests.helpers.corpora import random_documents, write_corpus
 
@@ -108,6 +110,12 @@ def test_a_merge_is_part_of_the_order(prefix: str) -> None:
         assert str(error.value).count("data.sources.web") == 1 and "is gone" not in str(error.value)
     same = config_of(prefix, min_documents=100)  # merges the same documents
     assert DataStream.build(same, state=state).component_names == ["web/law", "web/history", "web/others"]
+
+
+def test_what_identified_topics_before_there_were_merges_still_does(prefix: str) -> None:
+    labels = np.load(f"{prefix}.topic.npy")
+    (source,) = {component.source for component in DataStream.build(config_of(prefix, min_documents=2)).components}
+    assert source.topics_digest == digest([list(NAMES), digest_array(labels)])
 
 
 def test_a_merge_of_nothing_is_no_change(prefix: str) -> None:

@@ -156,12 +156,22 @@ def test_under_torchrun_it_is_refused(arguments: list[str], monkeypatch: pytest.
 
 def test_a_hugging_face_model_that_cannot_be_started_from(arguments: list[str], tmp_path: Path) -> None:
     hf_dir, sizes = tmp_path / "hf", edited(arguments, "checkpoint", init_from_hf=str(tmp_path / "hf"))
-    assert f"checkpoint.init_from_hf: {hf_dir}" in refused(arguments)
+    job = yaml.safe_load(Path(arguments[1]).read_text())
+    message = refused([*arguments, "--training.global_batch_size", "7"])
+    assert f"checkpoint.init_from_hf: {hf_dir}" in message and "training.global_batch_size: 7 is not div" in message
     make_hf_llama(hf_dir, "gqa")
     assert "num_layers is 4, this run has 1" in refused(sizes)
-    job = yaml.safe_load(Path(arguments[1]).read_text())
     Path(arguments[1]).write_text(yaml.safe_dump({**job, "model": {}}))
     assert f"start   from the weights of {hf_dir}" in told(arguments)
     weights = hf_dir / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert f"checkpoint.init_from_hf: {weights}: not a whole safetensors file" in refused(arguments)
+
+
+def test_indices_that_the_run_could_not_keep(arguments: list[str], tmp_path: Path) -> None:
+    """Corpora in a folder that is only read, and no cache_dir elsewhere: the dry run itself does without."""
+    message = refused([*arguments, "--data.cache_dir", str(tmp_path / "job.yaml" / "cache")])
+    assert "data.cache_dir: cannot write" in message and "name a folder that is writable" in message
+    elsewhere = str(tmp_path / "new" / "cache")
+    assert told([*arguments, "--data.cache_dir", elsewhere])[-1] == "the run would start"
+    assert not Path(elsewhere).exists()
