@@ -20,7 +20,7 @@ from megatron_synE.config.synthesis import SynthesisConfig
 from megatron_synE.progress import ProgressBar, duration
 from megatron_synE.synthesis.client import Answer, ChatClient, EndpointError, PermanentError, TransientError
 from megatron_synE.synthesis.feed import Feed
-from megatron_synE.synthesis.journal import DISK_FULL, DiskFull, Paid, Pending, Shard
+from megatron_synE.synthesis.journal import DISK_FULL, DiskFull, Paid, Pending, Shard, request_seed
 from megatron_synE.synthesis.pace import Pace
 from megatron_synE.synthesis.reserve import Reserve
 from megatron_synE.synthesis.results import Budget, Results
@@ -213,10 +213,7 @@ class Engine:
         """One request, and what follows from its answer."""
         sent_at = time.monotonic()
         try:
-            # Of the identity, in which the job's seed is: with one seed for all, equal prompts have equal answers, and
-            # a small model draws nearly the same for others.
-            seed = (int(row.identity[:8], 16) + row.attempts) % 2**31
-            answer = await self._client.ask(row.task.messages(row.snippet), seed)
+            answer = await self._client.ask(row.task.messages(row.snippet), request_seed(row.identity, row.attempts))
         except TransientError as error:
             self._failed_for_now(row, error, sent_at)
         except PermanentError as error:

@@ -60,6 +60,15 @@ def request_identity(snippet: Snippet, fingerprint: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+def request_seed(identity: str, attempt: int) -> int:
+    """What a request is sent with, in [0, 2^31); another one for each attempt.
+
+    Of the identity, in which the job's seed is: with one seed for all, equal prompts would have equal answers, and a
+    small model would draw nearly the same for others.
+    """
+    return (int(identity[:8], 16) + attempt) % 2**31
+
+
 class _Place(NamedTuple):
     """Where a row's JSON lies."""
 

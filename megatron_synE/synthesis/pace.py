@@ -8,7 +8,7 @@
   knock again at once. Where a lower rate does not make refusals rarer, they are not about the rate: so many are put up
   with from then on.
 - The breaker opens when nothing but failures came for a while: nothing is sent for as long as the server asks for, or
-  twice as long as the last time; then one request tries.
+  twice as long as the last time; then a few requests try.
 
 Times are seconds of one clock, which the caller reads.
 """
@@ -22,9 +22,8 @@ DECREASE = 0.7
 OVERLOAD_SHARE = 1 / 3
 PERIOD_SECONDS, PERIOD_REQUESTS = 1.0, 20
 """Refusals are counted over periods that are at least so long and have so many requests."""
-PLAIN_REFUSALS, PLAIN_SHARE = 4, 0.3
-"""… or until so many refusals are such a share."""
-FIRST_PERIOD_SECONDS = 0.25
+PLAIN_REFUSALS, PLAIN_SHARE, SHORT_PERIOD_SECONDS = 4, 0.3, 0.25
+"""… or, where at least so many refusals are such a share, so long; as is the first period."""
 RATE_MARGIN = 0.98
 MAX_CUT = 0.92
 """A rate is cut to what was admitted, but not by more at a time: a server that wants even gaps admits every second one
@@ -45,6 +44,8 @@ BURST_SECONDS = 0.02
 BREAKER_FAILURES = 16
 BREAKER_SECONDS = 2.0
 """So many failures in a row over so much time open the breaker."""
+TRIALS = 4
+"""Requests that try after a hold: of a server with many faults one alone would tell little."""
 FIRST_HOLD_SECONDS = 1.0
 MAX_HOLD_SECONDS = 60.0
 
@@ -71,15 +72,15 @@ class Pace:
         """Rate that was sent, rate that was admitted and refused share before the first cut since a period without."""
         self._last_cut = now
         self._failures, self._failing_since = 0, now
-        self._hold_seconds, self._held_until = 0.0, -math.inf
+        self._hold_seconds, self._held_until, self._trials = 0.0, -math.inf, 0
         self._asked_until = -math.inf
 
     def delay(self, now: float) -> float:
         """0 where a request may be sent; else the seconds until that may be so, inf: not before one comes back."""
-        if self.in_flight >= (1 if self.is_held else int(self.limit)):
-            return math.inf
         if now < self._held_until:
             return self._held_until - now
+        if self.in_flight >= int(self.limit) or (self.is_held and not self._trials):
+            return math.inf
         if self.rate is None:
             return 0.0
         self._grow_rate(now)
@@ -87,7 +88,7 @@ class Pace:
 
     @property
     def is_held(self) -> bool:
-        """Whether the breaker is open, or one request tries."""
+        """Whether the breaker is open, or a few requests try."""
         return self._hold_seconds > 0
 
     def failing_seconds(self, now: float) -> float:
@@ -100,11 +101,12 @@ class Pace:
         if self.rate is not None:
             self._allowance -= 1
         self._sent += 1
+        self._trials -= self._trials > 0
 
     def answered(self) -> None:
         """One that served came back."""
         self.in_flight -= 1
-        self._failures, self._hold_seconds = 0, 0.0
+        self._failures, self._hold_seconds, self._held_until, self._trials = 0, 0.0, -math.inf, 0
         self._end_of_answer(is_overload=False)
 
     def failed(self, now: float, *, is_overload: bool) -> None:
@@ -131,10 +133,11 @@ class Pace:
             self._failing_since = now
         self._failures += 1
         lasting = self._failures >= BREAKER_FAILURES and now - self._failing_since >= BREAKER_SECONDS
-        if (lasting and not self.is_held) or (self.is_held and now >= self._held_until):
-            doubled = min(self._hold_seconds * 2, MAX_HOLD_SECONDS) or FIRST_HOLD_SECONDS
-            self._hold_seconds = doubled
-            self._held_until = now + max(doubled, self._asked_until - now)
+        has_tried = self.is_held and not self._trials and not self.in_flight
+        if (lasting and not self.is_held) or has_tried:
+            self._hold_seconds = min(self._hold_seconds * 2, MAX_HOLD_SECONDS) or FIRST_HOLD_SECONDS
+            self._held_until = now + max(self._hold_seconds, self._asked_until - now)
+            self._trials = TRIALS
 
     def _end_of_answer(self, *, is_overload: bool) -> None:
         self._round_answers += 1
@@ -165,10 +168,11 @@ class Pace:
             self.rate = None  # nothing limits any more
 
     def _is_period_over(self, now: float) -> bool:
-        if self.rate is None:
-            return now - self._period_since >= FIRST_PERIOD_SECONDS and self._sent >= PERIOD_REQUESTS
-        is_plain = self._refused >= PLAIN_REFUSALS and self._refused > PLAIN_SHARE * self._sent
-        return is_plain or (now - self._period_since >= PERIOD_SECONDS and self._sent >= PERIOD_REQUESTS)
+        seconds, is_first = now - self._period_since, self.rate is None
+        is_plain = not is_first and self._refused >= PLAIN_REFUSALS and self._refused > PLAIN_SHARE * self._sent
+        if self._sent < PERIOD_REQUESTS and not is_plain:
+            return False
+        return seconds >= (SHORT_PERIOD_SECONDS if is_first or is_plain else PERIOD_SECONDS)
 
     def _end_period(self, now: float) -> None:
         share = self._refused / self._sent

@@ -30,6 +30,7 @@ from megatron_synE.config.synthesis import (
     SynthesisConfig,
 )  # fmt: skip
 from megatron_synE.synthesis.folder import JobFolder, durable_file
+from megatron_synE.synthesis.journal import request_seed
 from megatron_synE.synthesis.run import Ending, run_job
 from megatron_synE.synthesis.status import job_status
 from megatron_synE.synthesis.task import Accepted, ContentError, Rejected, Snippet, Task
@@ -121,7 +122,8 @@ def check_ledger(folder: JobFolder, num_snippets: int, *, attempts: int = 3) -> 
     assert [row["id"] for row in rows] == [f"web:{number}:0-10" for number in range(num_snippets)]
     for number, row in enumerate(rows):
         text = f"{row['kind']} 1: text {number}"
-        sound = [answer_text([{"role": "user", "content": text}], 1234 + attempt) for attempt in range(attempts)]
+        seeds = [request_seed(row["identity"], attempt) for attempt in range(attempts)]
+        sound = [answer_text([{"role": "user", "content": text}], seed) for seed in seeds]
         assert row["outcome"] != "accepted" or row["document"]["text"] in sound
         assert ("document" in row) == (row["outcome"] == "accepted")
         assert row["usage"] == {"prompt_tokens": 10 * row["attempts"], "completion_tokens": 20 * row["attempts"]}

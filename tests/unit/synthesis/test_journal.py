@@ -12,7 +12,16 @@ import pytest
 
 from megatron_synE.config.synthesis import SamplingConfig
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
-from megatron_synE.synthesis.journal import FinishedShard, Paid, Settings, Shard, finished_rows, reopen, settled_rows
+from megatron_synE.synthesis.journal import (
+    FinishedShard,
+    Paid,
+    Settings,
+    Shard,
+    finished_rows,
+    reopen,
+    request_seed,
+    settled_rows,
+)
 from tests.helpers.fault_server import MODEL, answer_text, fault_server
 from tests.helpers.synthesis import PRICES, ToyTasks, check_ledger, config, job_status, prepare, result_files, run_toy
 
@@ -165,7 +174,7 @@ def die_before(step: int, folder: JobFolder, url: str, monkeypatch: pytest.Monke
     """Make the rows and die before the so many-th step of the commit; False where it has fewer."""
     shard = open_shard(folder)
     for row in shard.pending():
-        text = answer_text(row.task.messages(row.snippet), SETTINGS.sampling.seed)
+        text = answer_text(row.task.messages(row.snippet), request_seed(row.identity, 0))
         row.attempts, row.paid = 1, Paid(10, 20)
         if row.snippet.text.endswith("7"):
             shard.settle(row, row.paid, "rejected", "ends in 7")

@@ -53,7 +53,7 @@ class Simulation:
             self.refused += 1
             self.waiting.append(self.now + 1.0)
         else:
-            self.pace.failed(self.now, is_overload=True)
+            self.pace.failed(self.now, is_overload=outcome == "overload")
 
     def rate(self, since: float) -> float:
         """Served a second."""
@@ -134,15 +134,29 @@ def test_a_server_that_breaks_under_load_is_sent_what_it_bears() -> None:
     assert simulation.rate(since=30) > 0.8 * 100 / 0.5
 
 
-def test_the_breaker_leaves_a_dead_server_alone_and_one_request_tries() -> None:
+def test_the_breaker_leaves_a_dead_server_alone_and_a_few_requests_try() -> None:
     simulation = Simulation(64, lambda now, in_flight: ("overload" if now < 300 else "served", 0.1))
     simulation.run(10)
     assert simulation.pace.is_held and simulation.pace.failing_seconds(simulation.now) > 9
     sent = simulation.number
     simulation.run(290)
-    assert simulation.number - sent < 20
+    assert simulation.number - sent < 60
     simulation.run(100)
     assert not simulation.pace.is_held and simulation.rate(since=380) > 0.9 * 64 / 0.1
+
+
+def test_the_breaker_closes_again_on_a_server_with_many_faults() -> None:
+    chance = random.Random(1)
+
+    def serve(now: float, in_flight: int) -> tuple[str, float]:
+        if 20 < now < 23:
+            return "refused", 0.002
+        return ("served" if chance.random() < 0.2 else "fault"), 0.02
+
+    simulation = Simulation(64, serve)
+    simulation.run(60)
+    assert not simulation.pace.is_held
+    assert sum(time > 30 for time in simulation.served) > 0.8 * sum(time < 20 for time in simulation.served)
 
 
 def test_the_breaker_waits_as_long_as_the_server_asks_for() -> None:
