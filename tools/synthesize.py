@@ -77,10 +77,11 @@ def add_export_options(parser: ToolParser) -> None:
     parser.add_argument("--report", metavar="FILE", help="write the counts as JSON, too")
 
 
-def stop_on_signals(engine: Engine) -> None:
-    """The first signal lets what is in flight come back, the second ends at once."""
+def stop_on_signals(engine: Engine, received: list[int]) -> None:
+    """The first signal, which is put into the list, lets what is in flight come back; the second ends at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         name = signal.Signals(number).name
         for kind in (signal.SIGTERM, signal.SIGINT):
             signal.signal(kind, lambda number, frame: os._exit(128 + number))
@@ -91,15 +92,18 @@ def stop_on_signals(engine: Engine) -> None:
         signal.signal(number, stop)
 
 
-def run(config: SynthesisConfig, redo: bool) -> None:
-    """Take part in the job."""
+def run(config: SynthesisConfig, redo: bool) -> int:
+    """Take part in the job; returns the exit status: 0 also where a budget ended it, not where a signal did."""
+    signals: list[int] = []
     prompts = load_prompts(config.prompts)
     folder = JobFolder(config.job)
     prepare_snippets(config.snippets, prompts, folder)
-    ending = run_job(config, PromptTasks(prompts, config.answers), redo=redo, on_start=stop_on_signals)
+    tasks = PromptTasks(prompts, config.answers)
+    ending = run_job(config, tasks, redo=redo, on_start=lambda engine: stop_on_signals(engine, signals))
     print(job_status(folder, config.prices).text())
     if not ending.is_complete:
         print(f"{ending.reason}; the same command goes on")
+    return 128 + signals[0] if signals else 0
 
 
 def export(config: SynthesisConfig, arguments: argparse.Namespace) -> None:
@@ -129,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, rest = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="synthesize: %(message)s", level=logging.WARNING)
 
-    def body() -> None:
+    def body() -> int:
         config = parse_config(SynthesisConfig, rest, config_parser(SynthesisConfig, USAGE, __doc__))
         if problems := config.problems():
             raise ValueError("\n".join(problems))
@@ -139,7 +143,8 @@ def main(argv: list[str] | None = None) -> int:
             status = job_status(JobFolder(config.job), config.prices)
             print(status.json() if arguments.json else status.text())
         else:
-            run(config, arguments.redo)
+            return run(config, arguments.redo)
+        return 0
 
     return run_tool("synthesize", body)
 

@@ -1,8 +1,8 @@
 """How many requests may be in flight, how many a second, and when to leave the server alone.
 
 - The limit in flight follows the load: it doubles from a small start, then grows by one a round and shrinks by a factor
-  when more than a third of a round failed by overload (additive increase, multiplicative decrease). A round is as many
-  answers as the limit.
+  when more than half of a round failed by overload (additive increase, multiplicative decrease). A round is as many
+  answers as the limit, and so many that chance does not decide.
 - The rate follows rate limits: there is none until a 429. Then it is what the server admits, and creeps up until some
   are refused again. A limit in flight alone would find no even pace: refusals come back at once, and their slots would
   knock again at once. Where a lower rate does not make refusals rarer, they are not about the rate: so many are put up
@@ -19,7 +19,7 @@ import math
 
 FIRST_LIMIT = 16
 DECREASE = 0.7
-OVERLOAD_SHARE = 1 / 3
+OVERLOAD_SHARE, ROUND_ANSWERS = 0.5, 20
 PERIOD_SECONDS, PERIOD_REQUESTS = 1.0, 20
 """Refusals are counted over periods that are at least so long and have so many requests."""
 PLAIN_REFUSALS, PLAIN_SHARE, SHORT_PERIOD_SECONDS = 4, 0.3, 0.25
@@ -142,14 +142,12 @@ class Pace:
     def _end_of_answer(self, *, is_overload: bool) -> None:
         self._round_answers += 1
         self._round_overloads += is_overload
-        if self._is_starting and not is_overload:
-            self.limit = min(self.limit + 1, self.window)
-        if self._round_answers < self.limit:
+        if not is_overload:
+            self.limit = min(self.limit + (1 if self._is_starting else 1 / self.limit), self.window)
+        if self._round_answers < max(self.limit, ROUND_ANSWERS):
             return
         if self._round_overloads > OVERLOAD_SHARE * self._round_answers:
             self.limit, self._is_starting = max(self.limit * DECREASE, 1.0), False
-        elif not self._is_starting:
-            self.limit = min(self.limit + 1, self.window)
         self._round_answers = self._round_overloads = 0
 
     def _grow_rate(self, now: float) -> None:
