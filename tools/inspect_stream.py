@@ -32,8 +32,8 @@ from megatron_synE.data.ledger import DocumentTables, documents_as_json
 from megatron_synE.data.ledger_table import ledger_table, stage_ranges
 from megatron_synE.reporting.figures import check_suffix, save_figure
 from megatron_synE.reporting.records import RunRecords, read_records
+from megatron_synE.reporting.samples import sample_as_json, sample_text
 from megatron_synE.reporting.stream_plot import stream_figure
-from megatron_synE.reporting.tables import sample_as_json, sample_text
 from megatron_synE.training.checks import examine_plan
 from megatron_synE.training.metrics import METRICS_FILE
 from megatron_synE.training.trajectory import Trajectory

@@ -14,6 +14,7 @@ behind than work to be done again. What has its final name was complete before i
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ import xxhash
 from typing_extensions import Buffer
 
 from megatron_synE.corpus.indexed import write_json_atomically
+
+logger = logging.getLogger(__name__)
 
 READ_BYTES = 16 << 20
 SYNC_BYTES = 32 << 20
@@ -152,8 +155,8 @@ class Staging:
         """Open the growing files (name → whether its SHA-256 is wanted) and go back to the last mark that holds."""
         self._files = {name: StagedFile(self.folder / name, hashed) for name, hashed in names.items()}
         marks = self.folder / "marks.jsonl"
-        accepted = b""
-        for line in marks.read_bytes().splitlines(keepends=True) if marks.exists() else []:
+        found, accepted = marks.read_bytes() if marks.exists() else b"", b""
+        for line in found.splitlines(keepends=True):
             content = _checked_line(line)
             if content is None or content["files"].keys() != self._files.keys():
                 break
@@ -162,9 +165,8 @@ class Staging:
             self.state, accepted = content["state"], accepted + line
         for file in self._files.values():
             file.cut()
-        with open(marks, "wb") as out:
-            out.write(accepted)
-            os.fsync(out.fileno())
+        if found != accepted:
+            _replace_safely(marks, accepted)
 
     def _all_match(self, marked: dict[str, list[Any]]) -> bool:
         before = {name: (file.num_bytes, file.content_hash) for name, file in self._files.items()}
@@ -208,12 +210,7 @@ class Staging:
             "removed": [path.name for path in removed],
             "result": result,
         }
-        temporary = self.folder / "plan.tmp"
-        with open(temporary, "wb") as out:
-            out.write(_line_with_checksum(plan))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, self.folder / "plan.json")
+        _replace_safely(self.folder / "plan.json", _line_with_checksum(plan))
         sync_directory(self.folder)
         self._carry_out(plan)
 
@@ -272,6 +269,8 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(value, OSError) and value.filename is None:  # a full disk, for example: say where
+            value.filename = str(self.folder)
         self.release()
 
 
@@ -284,6 +283,16 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def _replace_safely(path: Path, content: bytes) -> None:
+    """The old content or the new one, never a part."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, path)
+
+
 def _locked(folder: Path) -> IO[bytes]:
     """Make the folder, and hold its lock file, which must still be there once it is held: its holder may remove it."""
     while True:
@@ -294,9 +303,11 @@ def _locked(folder: Path) -> IO[bytes]:
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.close()
             raise ValueError(f"{folder}: another process is writing this output ({file.name} is locked)") from error
+        except OSError as error:  # Lustre that is mounted without flock
+            logger.warning("%s: no locks here (%s); let no second process write this output", folder, error.strerror)
         try:
             if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / "lock")):
                 return file

@@ -98,6 +98,8 @@ def utf8_column(column: pyarrow.Array) -> tuple[pyarrow.LargeStringArray | None,
 
 def kept_column(column: pyarrow.Array) -> pyarrow.StringArray:
     """A column of a file as strings: times and the like as Python writes them, numbers and structures as JSON."""
+    if pyarrow.types.is_integer(column.type):
+        return column.cast(pyarrow.string())
     raw = _binary(column)
     if raw is None:
         json_types = bool | int | float | list | dict | None

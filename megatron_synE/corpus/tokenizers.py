@@ -98,19 +98,19 @@ class GigatokenBackend:
     def __init__(self, tokenizer_json: str) -> None:
         import gigatoken
 
-        self._tokenizer = gigatoken.Tokenizer.from_json(tokenizer_json)
+        self.tokenizer = gigatoken.Tokenizer.from_json(tokenizer_json)
 
     def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         if not len(texts):
             return np.empty(0, np.uint32), np.zeros(1, np.int64)
         batch = list(texts) if not isinstance(texts, pyarrow.Array) else _borrowed(texts)
-        layout: Any = self._tokenizer.encode_batch(batch).layout
+        layout: Any = self.tokenizer.encode_batch(batch).layout
         return layout.content.data, layout.offsets.data
 
     def decode(self, tokens: npt.NDArray[np.integer]) -> str:
         ids = np.asarray(tokens, dtype=np.uint32)
-        ids = ids[ids < self._tokenizer.vocab_size]  # the special tokens that it was made blind for
-        return self._tokenizer.decode(ids).decode("utf-8", errors="replace")
+        ids = ids[ids < self.tokenizer.vocab_size]  # the special tokens that it was made blind for
+        return self.tokenizer.decode(ids).decode("utf-8", errors="replace")
 
 
 class HuggingFaceBackend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -74,7 +75,8 @@ class StreamState:
         """Inverse of `to_json`. ValueError naming the first field that is not as `to_json` writes it."""
         fields = JsonFields(content, "stream state: ", "use another checkpoint")
         if fields.content.get("format_version") != FORMAT_VERSION:
-            raise fields.wrong("format_version", f"is {fields.content.get('format_version')!r}, not {FORMAT_VERSION}")
+            version = reprlib.repr(fields.content.get("format_version"))
+            raise fields.wrong("format_version", f"is {version}, not {FORMAT_VERSION}")
         components = [component_from_json(entry) for entry in fields.inner_list("components")]
         if len({component["name"] for component in components}) < len(components):
             raise fields.wrong("components", "names one twice")

@@ -78,10 +78,11 @@ class WandbCurves:
     ) -> None:
         self._config, self._job_json, self._folder, self._say = config, job_json, folder, say
         self._run: Any = None
+        self._has_failed = False
 
     def rewind(self, step: int) -> None:
         """Begin the run, or go on with it."""
-        if self._run is None:
+        if self._run is None and not self._has_failed:
             self._attempt(self._begin)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -104,13 +105,14 @@ class WandbCurves:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=self._config.project, entity=self._config.entity, name=self._config.name, mode=self._config.mode,
-            id=self._id(), resume="allow", config=dict(self._job_json), dir=str(self._folder),
+            id=self._id(), resume="allow", dir=str(self._folder), config=dict(self._job_json), allow_val_change=True,
             settings=wandb.Settings(
                 init_timeout=WANDB_WAIT_SECONDS, login_timeout=WANDB_WAIT_SECONDS, finish_timeout=WANDB_WAIT_SECONDS,
                 console="off", quiet=True,
             ),
         )  # fmt: skip
-        self._say(f"Weights & Biases: {self._run.url or self._folder / 'wandb'}")
+        where = self._run.url if self._config.mode == "online" else self._folder / "wandb"
+        self._say(f"Weights & Biases: {where}")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -127,7 +129,7 @@ class WandbCurves:
         try:
             action()
         except Exception as error:  # whatever it is, the training is worth more
-            self._run = None
+            self._run, self._has_failed = None, True
             self._say(f"WARNING: logging.wandb: {_first_line(error)}; the run goes on without Weights & Biases")
 
 

@@ -85,11 +85,12 @@ def test_the_loss_over_the_vocabulary_takes_it(monkeypatch: pytest.MonkeyPatch) 
 
 def test_small_products_and_16_bits_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn, "product", lambda a, b: pytest.fail("oneDNN was called"))
+    small, large = torch.ones(8, 8), torch.ones(512, 512)
     with override("product", "compiled"):
-        product(torch.ones(8, 8), torch.ones(8, 8))
-        product(torch.ones(512, 512).bfloat16(), torch.ones(512, 512).bfloat16())
+        assert torch.equal(product(small, small), small * 8)
+        assert product(large.bfloat16(), large.bfloat16()).dtype == torch.bfloat16
     with override("product", "reference"):
-        product(torch.ones(512, 512), torch.ones(512, 512))
+        assert torch.equal(product(large, large), large * 512)
 
 
 @pytest.mark.parametrize(

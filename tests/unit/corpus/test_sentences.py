@@ -1,8 +1,11 @@
 """Where sentences end, in Chinese, English and both."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from megatron_synE.corpus.sentences import SentenceSplitter
 
@@ -52,3 +55,17 @@ def test_the_trained_model_is_used_where_it_is(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     trained = SentenceSplitter()
     assert trained.model == "punkt_tab/english" and trained(text) == ["He met Mr. Wang in Beijing.", "They talked."]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(alphabet="ab A.!? \n\t\r\x1c\x85\u3000\"'”’）)】。！？…，、；中文", max_size=40))
+def test_any_text_has_sentences(text: str) -> None:
+    sentences = splitter()(text)
+    assert bool(sentences) == bool(text.strip())
+    assert all(sentence and not sentence.isspace() for sentence in sentences)
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+
+
+@lru_cache
+def splitter() -> SentenceSplitter:
+    return SentenceSplitter()

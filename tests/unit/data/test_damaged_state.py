@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_synE.data.segments import Segment
@@ -78,6 +78,7 @@ def through(content: Any) -> dict[str, Any]:
 
 
 @settings(max_examples=500, deadline=None)
+@example(("format_version",), "9" * 5000)
 @given(st.sampled_from(list(paths(STATE))), JSON_VALUES | st.just(REMOVED))
 def test_any_change_is_read_as_it_stands_or_refused(path: Path, change: Any) -> None:
     content = changed(path, change)

@@ -155,7 +155,9 @@ def test_a_killed_preparation_starts_again(tmp_path: Path) -> None:
     folder = tmp_path / "job" / "snippets"
     (folder / "manifest.json").unlink()
     (folder / "00000.jsonl").write_text("half a row")
+    (folder / "00001.jsonl.tmp-1").write_text("what a killed process was writing")
     assert prepared(tmp_path / "job", short(web=source(path)))[1] == snippets
+    assert not list(folder.glob("*.tmp-*"))
 
 
 def test_a_tokenised_corpus_gives_topics_and_ids(tmp_path: Path) -> None:

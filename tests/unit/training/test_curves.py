@@ -94,7 +94,9 @@ def test_a_service_that_fails_is_told_once_and_left_alone(tmp_path: Path, runs: 
     runs[0].is_broken = True
     for step in (1, 2, 3):
         writer.write("step", step, {"loss": 2.0})
+    writer.rewind(3, lambda record: True)
     writer.close()
+    assert len(runs) == 1
     assert said[1:] == ["WARNING: logging.wandb: the service has gone; the run goes on without Weights & Biases"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
