@@ -11,7 +11,7 @@ import json
 import sys
 from contextlib import ExitStack
 
-from megatron_synE.command_line import output_file, run_tool
+from megatron_synE.command_line import ToolParser, output_file, run_tool
 from megatron_synE.corpus.decontaminate import MIN_WORDS, NGRAM_WORDS, BenchmarkNgrams, Hit, decontaminate
 from megatron_synE.corpus.export import check_suffix, compressed
 from megatron_synE.corpus.records import Record
@@ -19,18 +19,16 @@ from megatron_synE.corpus.records import Record
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(__doc__)
     parser.add_argument("--input", nargs="+", required=True, help="documents: files, directories or globs")
-    parser.add_argument("--json-key", default="text", help="key of the text (default: text)")
+    parser.add_argument("--json-key", default="text", help="key of the text")
     parser.add_argument("--benchmark", nargs="+", required=True, help="what must not be in them: files or globs")
     parser.add_argument("--benchmark-keys", nargs="+", help="look only for these keys of an example (default: all)")
     parser.add_argument("--output", required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .jsonl.zst")
     parser.add_argument("--removed", metavar="FILE", help="write what is left out, and why, as JSON lines")
-    parser.add_argument("--ngram-words", type=int, default=NGRAM_WORDS, help=f"length of a run ({NGRAM_WORDS})")
-    parser.add_argument(
-        "--min-words", type=int, default=MIN_WORDS, help=f"shorter examples are not looked for ({MIN_WORDS})"
-    )
-    parser.add_argument("--min-hits", type=int, default=1, help="runs that a document must share to be left out (1)")
+    parser.add_argument("--ngram-words", type=int, default=NGRAM_WORDS, help="length of a run")
+    parser.add_argument("--min-words", type=int, default=MIN_WORDS, help="shorter examples are not looked for")
+    parser.add_argument("--min-hits", type=int, default=1, help="runs that a document must share to be left out")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there (default: refuse)")
     return parser.parse_args(argv)
 

@@ -18,7 +18,7 @@ import signal
 import sys
 from types import FrameType
 
-from megatron_synE.command_line import output_file, run_tool
+from megatron_synE.command_line import ToolParser, output_file, run_tool
 from megatron_synE.config.parse import config_parser, parse_config
 from megatron_synE.config.synthesis import SynthesisConfig
 from megatron_synE.corpus.decontaminate import BenchmarkNgrams
@@ -42,8 +42,8 @@ USAGE = """synthesize.py run [--redo] --config FILE [--section.field value ...]
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command with its own options, and what describes the job."""
-    parser = argparse.ArgumentParser(
-        usage=USAGE, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = ToolParser(
+        __doc__, usage=USAGE,
         epilog="synthesize.py run --help lists every field of a job.",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
@@ -51,11 +51,12 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     run.add_argument("--redo", action="store_true", help="make rows of another model or other sampling anew")
     status = commands.add_parser("status", add_help=False, allow_abbrev=False)
     status.add_argument("--json", action="store_true", help="one JSON object")
-    add_export_options(commands.add_parser("export", add_help=False, allow_abbrev=False, usage=USAGE))
+    usage = "synthesize.py export --output FILE [options below] --config FILE [--section.field value ...]"
+    add_export_options(commands.add_parser("export", allow_abbrev=False, usage=usage))
     return parser.parse_known_args(argv)
 
 
-def add_export_options(parser: argparse.ArgumentParser) -> None:
+def add_export_options(parser: ToolParser) -> None:
     """What is written, and what is left out."""
     parser.add_argument("--output", required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .jsonl.zst")
     parser.add_argument("--labels", action="store_true", help="write topic labels, not documents")
@@ -63,16 +64,16 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmark", nargs="+", metavar="FILE", help="leave out documents with pieces of these")
     parser.add_argument(
         "--near-duplicates", type=float, default=ExportOptions.near_duplicate_share, metavar="SHARE",
-        help="leave out documents as similar as this to an earlier one; above 1 none (default: %(default)s)",
+        help="leave out documents as similar as this to an earlier one; above 1 none",
     )  # fmt: skip
     parser.add_argument(
         "--run-code", action="store_true",
         help="run programs in a sandbox, and leave out those that fail their own examples (default: nothing is run)",
     )  # fmt: skip
-    parser.add_argument("--run-code-seconds", type=int, default=CodeLimits.seconds, help="for each (%(default)s)")
-    parser.add_argument("--corrupt-share", type=float, default=0.0, help="make so many of the answers wrong (0)")
+    parser.add_argument("--run-code-seconds", type=int, default=CodeLimits.seconds, help="of computing, for a program")
+    parser.add_argument("--corrupt-share", type=float, default=0.0, help="make so many of the answers wrong")
     parser.add_argument("--corrupt-methods", nargs="+", choices=METHODS, default=list(METHODS), help="in which ways")
-    parser.add_argument("--corrupt-seed", type=int, default=0, help="of what is made wrong (%(default)s)")
+    parser.add_argument("--corrupt-seed", type=int, default=0, help="of what is made wrong")
     parser.add_argument("--report", metavar="FILE", help="write the counts as JSON, too")
 
 

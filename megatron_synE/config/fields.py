@@ -42,7 +42,7 @@ def missing(content: Any, kind: Any) -> list[str]:
         for field in dataclasses.fields(own):
             has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
             if field.name not in value and not has_default:
-                found.append(f"{place}.{field.name}: missing; give it")
+                found.append(f"{place}.{field.name}: missing; give it".removeprefix("."))
     return found
 
 

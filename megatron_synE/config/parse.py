@@ -23,6 +23,11 @@ HINT = "See --help for every field, --print_config for all values."
 Config = TypeVar("Config")
 
 
+def job_parser(launch: Launch | None = None) -> ArgumentParser:
+    """The trainer's parser, with a start's own options."""
+    return config_parser(JobConfig, USAGE, DESCRIPTION, launch.add_to if launch is not None else None)
+
+
 def parse_job(arguments: Sequence[str], launch: Launch | None = None) -> JobConfig:
     """The job that the command line describes.
 
@@ -32,8 +37,7 @@ def parse_job(arguments: Sequence[str], launch: Launch | None = None) -> JobConf
     Raises:
         ValueError: an unknown key, a value of the wrong type, or a config file that is missing or no YAML.
     """
-    add_options = launch.add_to if launch is not None else None
-    job = parse_config(JobConfig, arguments, config_parser(JobConfig, USAGE, DESCRIPTION, add_options))
+    job = parse_config(JobConfig, arguments, job_parser(launch))
     if launch is not None and (problems := launch.problems()):
         raise ValueError("\n".join(problems))
     return job
@@ -71,7 +75,7 @@ def parse_config(kind: type[Config], arguments: Sequence[str], parser: ArgumentP
         with contextlib.redirect_stderr(io.StringIO()):
             namespace = parser.parse_args(list(arguments))
         sections = parser.instantiate_classes(namespace).as_dict()
-        return kind(**{name: value for name, value in sections.items() if name in _sections(kind)})
+        return kind(**{name: value for name, value in sections.items() if name in _field_names(kind)})
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -84,8 +88,8 @@ def parse_config(kind: type[Config], arguments: Sequence[str], parser: ArgumentP
         raise ValueError("\n".join([*(problems or _first_lines(str(error))), HINT])) from None
 
 
-def _sections(kind: Any) -> tuple[str, ...]:
-    return tuple(kind.__dataclass_fields__)
+def _field_names(kind: Any) -> set[str]:
+    return set(kind.__dataclass_fields__)
 
 
 def _file_problems(arguments: Sequence[str], kind: type) -> Iterator[str]:
@@ -106,7 +110,7 @@ def _file_problems(arguments: Sequence[str], kind: type) -> Iterator[str]:
 
 def _option_problems(arguments: Sequence[str], options: Sequence[str], kind: type) -> Iterator[str]:
     """Names of options that are neither the parser's own `options` nor a field inside of what they hold."""
-    no_fields = [option for option in options if option.strip("-").partition(".")[0] not in _sections(kind)]
+    no_fields = [option for option in options if option.strip("-").partition(".")[0] not in _field_names(kind)]
     for argument in arguments:
         option = argument.partition("=")[0]
         if option.startswith("--") and len(option) > 2 and option not in options:

@@ -34,6 +34,8 @@ class SnippetSource:
         found: list[str] = []
         if bool(self.inputs) == (self.prefix is not None):
             found.append(f"{where}: give inputs (files) or prefix (a tokenised corpus), and not both")
+        if "-" in self.inputs:
+            found.append(f"{where}.inputs: standard input cannot be read by every start of a job; name files")
         if self.inputs and self.tokenizer is None:
             found.append(f"{where}.tokenizer: is missing; it counts the tokens of a snippet")
         if self.discipline is not None and self.classifier is not None:

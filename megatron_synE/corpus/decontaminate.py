@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_synE.corpus.chunks import BadLine
-from megatron_synE.corpus.ngrams import ngram_hashes, words
+from megatron_synE.corpus.ngrams import ngram_hashes, word_hashes, words
 from megatron_synE.corpus.readers import expand_inputs
 from megatron_synE.corpus.records import Record, iter_records
 from megatron_synE.progress import ProgressBar
@@ -79,7 +79,7 @@ class BenchmarkNgrams:
             if not self.places or self.places[-1] != place:
                 self.places.append(place)
             length = min(len(own), ngram_words)
-            found.setdefault(length, []).append((ngram_hashes(own, length), len(self.places) - 1))
+            found.setdefault(length, []).append((ngram_hashes(word_hashes(own), length), len(self.places) - 1))
         if not found:
             told = ", ".join(map(str, files))
             raise ValueError(f"{told}: no text of {min_words} words or more to look for; is --benchmark-keys right?")
@@ -93,9 +93,10 @@ class BenchmarkNgrams:
     def find(self, text: str) -> Hit | None:
         """What a text shares with the benchmarks; None for nothing."""
         own, num_hits = words(text), 0
+        own_hashes = word_hashes(own)
         first: tuple[str, str] | None = None
         for length, table in self._tables.items():
-            hashes = ngram_hashes(own, length)
+            hashes = ngram_hashes(own_hashes, length)
             places = np.minimum(np.searchsorted(table.hashes, hashes), len(table.hashes) - 1)
             hits = np.flatnonzero(table.hashes[places] == hashes)
             num_hits += len(hits)

@@ -19,9 +19,13 @@ def words(text: str) -> list[str]:
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def ngram_hashes(text_words: list[str], n: int) -> npt.NDArray[np.uint64]:
-    """[max(words - n + 1, 0)] a hash for every run of ``n`` words, in order."""
-    hashes = np.array([xxhash.xxh3_64_intdigest(word.encode("utf-8", "replace")) for word in text_words], np.uint64)
+def word_hashes(text_words: list[str]) -> npt.NDArray[np.uint64]:
+    """[words] a hash for every word."""
+    return np.array([xxhash.xxh3_64_intdigest(word.encode("utf-8", "replace")) for word in text_words], np.uint64)
+
+
+def ngram_hashes(hashes: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
+    """[max(words - n + 1, 0)] a hash for every run of ``n`` words, in order, from those of the words."""
     mixed = np.full(max(len(hashes) - n + 1, 0), n, np.uint64)
     for place in range(n):
         mixed = (mixed ^ hashes[place : place + len(mixed)]) * MULTIPLIER

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from megatron_synE.config.answers import AnswersConfig
-from megatron_synE.corpus.ngrams import ngram_hashes, words
+from megatron_synE.corpus.ngrams import ngram_hashes, word_hashes, words
 from megatron_synE.synthesis.parse import boxed, code_blocks, parse_python
 from megatron_synE.synthesis.task import ContentError
 
@@ -62,10 +62,11 @@ def check_text(sections: Mapping[str, str], language: str, snippet: str, config:
         return f"not in {language}"
     if ABOUT_THE_SNIPPET.search(sections["problem"]):
         return "problem refers to the snippet"
-    whole = words("\n".join(sections.values()))
+    whole = word_hashes(words("\n".join(sections.values())))
     if share_within(ngram_hashes(whole, REPEAT_NGRAM)) > config.max_repeated_share:
         return "repeats itself"
-    if share_in(ngram_hashes(whole, COPY_NGRAM), ngram_hashes(words(snippet), COPY_NGRAM)) > config.max_copied_share:
+    given = word_hashes(words(snippet))
+    if share_in(ngram_hashes(whole, COPY_NGRAM), ngram_hashes(given, COPY_NGRAM)) > config.max_copied_share:
         return "copies the snippet"
     return None
 

@@ -85,7 +85,8 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._reserve = Reserve(self._results.folder.claim(0).parent, self._config.pace.window)
         try:
-            await self._check_server()
+            if self._has_work():
+                await self._check_server()
             self._pace = Pace(self._config.pace.window, time.monotonic())
             workers = [asyncio.create_task(self._work()) for _ in range(self._config.pace.window)]
             keeper = asyncio.create_task(self._keep())
@@ -111,6 +112,13 @@ class Engine:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopped.set)
             self._loop.call_soon_threadsafe(self._dispatch)
+
+    def _has_work(self) -> bool:
+        """Whether a server is needed: a job that is done tells so without one."""
+        first = self._feed.take(time.monotonic())
+        if first is not None:
+            self._feed.give_back(first, -math.inf)
+        return first is not None or not self._feed.is_exhausted
 
     async def _check_server(self) -> None:
         check = asyncio.create_task(self._client.check(lambda text: logger.warning("%s", text)))

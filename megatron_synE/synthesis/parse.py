@@ -19,6 +19,7 @@ CONTROL_TOKEN = re.compile(r"<\|\w+\|>|</?s>|\[/?INST\]|<(?:end|start)_of_turn>"
 INLINE = (":", "：")
 """Behind a heading that ends so, the section begins on the same line."""
 FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})(.*)")
+BOXED = re.compile(r"\\boxed\s*\{")
 PYTHON_NAMES = ("python", "python3", "py", "")
 
 
@@ -93,16 +94,19 @@ def code_blocks(text: str) -> tuple[str, list[str]]:
 
 
 def boxed(text: str) -> list[str]:
-    """What stands in each ``\\boxed{…}``, inner braces included; one whose brace is not closed is left out."""
+    """What stands in each ``\\boxed{…}``, inner braces included; behind one whose brace is not closed, none is seen."""
     found = []
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth = 1
-        for place in range(match.end(), len(text)):
-            escaped = text[place - 1] == "\\"
-            depth += 0 if escaped else {"{": 1, "}": -1}.get(text[place], 0)
-            if not depth:
-                found.append(text[match.end() : place].strip())
-                break
+    begin = BOXED.search(text)
+    while begin is not None:
+        depth, end = 1, begin.end()
+        while end < len(text) and depth:
+            if text[end - 1] != "\\":
+                depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        if depth:
+            break
+        found.append(text[begin.end() : end - 1].strip())
+        begin = BOXED.search(text, end)
     return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from megatron_synE.config.fields import read_yaml, unknown_fields, wrong_values
+from megatron_synE.config.fields import misplaced, missing, read_yaml, wrong_values
 
 SHIPPED = Path(__file__).parent / "prompts"
 SUFFIXES = (".yaml", ".yml")
@@ -178,9 +178,8 @@ def read_prompt(path: Path) -> Prompt:
         raise ValueError(f"{path}: not a prompt file ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a prompt file; it holds no fields")
-    problems = unknown_fields(content, PromptFields) + wrong_values(content, PromptFields)
-    required = ("kind", "language", "version", "task", "title", "user", "sections")
-    problems += [f"{name}: is missing" for name in required if name not in content]
+    problems = misplaced(content, PromptFields) + wrong_values(content, PromptFields)
+    problems += missing(content, PromptFields)
     if not problems:
         known = {name.name: content[name.name] for name in fields(PromptFields) if name.name in content}
         parsed = PromptFields(**known)

@@ -133,6 +133,8 @@ def prepare_snippets(config: SnippetsConfig, prompts: Prompts, folder: JobFolder
             manifest = read_manifest(folder)
             _check_same(folder.manifest, manifest, inputs, options)
             return manifest
+        for left in folder.manifest.parent.glob("*.tmp-*"):  # by a process that was killed
+            left.unlink()
         manifest = _write_shards(config, prompts, sources, folder, inputs, options)
         write_json_atomically(folder.manifest, {"format_version": FORMAT_VERSION, **asdict(manifest)})
         return manifest

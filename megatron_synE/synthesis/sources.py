@@ -14,6 +14,7 @@ from megatron_synE.corpus.document_table import DocumentTable, document_table_pa
 from megatron_synE.corpus.indexed import IndexedCorpus
 from megatron_synE.corpus.readers import expand_inputs, iter_chunks
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
+from megatron_synE.corpus.watched_file import sampled_hash
 from megatron_synE.progress import ProgressBar
 
 
@@ -48,11 +49,12 @@ class FileSource:
         self.num_bad_lines, self.first_bad_line = 0, ""
 
     def describe(self) -> list[dict[str, Any]]:
-        """What the documents come from; another size or time is another input."""
-        return [
-            {"file": str(path), "num_bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}
-            for path in self.files
-        ]
+        """What the documents come from, known by size and blocks spread over each file: a copy is the same input."""
+        found = []
+        for path in self.files:
+            with open(path, "rb") as file:
+                found.append({"file": str(path), "num_bytes": path.stat().st_size, "sample": sampled_hash(file)})
+        return found
 
     def batches(self) -> Iterator[list[SourceDocument]]:
         """All documents, some at a time."""

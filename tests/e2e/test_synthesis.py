@@ -77,6 +77,13 @@ def test_the_stage_took_its_share_of_them(quick_try: tuple[Path, str]) -> None:
     assert "synthesis_en  20.0000%" in output
 
 
+def test_a_finished_job_needs_no_server(quick_try: tuple[Path, str]) -> None:
+    tree, _ = quick_try  # the server is gone
+    arguments = ["--config", "examples/synthesis/synthesis.yaml", "--endpoint.base_url", "http://127.0.0.1:9/v1"]
+    again = succeeded(run_tool("synthesize", "run", *arguments, "--endpoint.start_seconds", "0", cwd=tree))
+    assert "32 snippets = " in again.stdout and "4 of 4 shards finished" in again.stdout
+
+
 def test_a_share_of_the_answers_is_made_wrong(quick_try: tuple[Path, str]) -> None:
     tree, _ = quick_try
     arguments = ["--output", "runs/wrong.jsonl", "--corrupt-share", "0.5", "--report", "runs/wrong.json"]

@@ -12,6 +12,7 @@ from megatron_synE.config.synthesis import SynthesisConfig
 from tests.helpers.commands import ROOT
 
 EXAMPLES = ROOT / "examples"
+SYNTHESIS_JOBS = [f"synthesis/{name}.yaml" for name in ("synthesis", "disciplines", "code", "topics")]
 
 
 def slurm_processes() -> int:
@@ -37,13 +38,14 @@ def test_an_example_has_no_problems(name: str, world_size: int, base: str | None
 
 
 def test_every_example_is_tested() -> None:
-    names = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")} - {"synthesis/synthesis.yaml"}
+    names = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")} - set(SYNTHESIS_JOBS)
     (mark,) = test_an_example_has_no_problems.pytestmark  # type: ignore[attr-defined]
     assert names == {case[0] for case in mark.args[1]}
 
 
-def test_the_synthesis_job_has_no_problems() -> None:
-    arguments = ["--config", str(EXAMPLES / "synthesis" / "synthesis.yaml")]
+@pytest.mark.parametrize("name", SYNTHESIS_JOBS)
+def test_a_synthesis_job_has_no_problems(name: str) -> None:
+    arguments = ["--config", str(EXAMPLES / name)]
     assert parse_config(SynthesisConfig, arguments, config_parser(SynthesisConfig, "", "")).problems() == []
 
 

@@ -355,3 +355,11 @@ def test_the_identity_of_a_request_depends_on_what_it_should(tmp_path: Path) -> 
     same = Snippet("a", "text", {"corpus": "web"}, "physics", "en")
     assert request_identity(same, Settings("m", SamplingConfig()).fingerprint(ToyTask("toy"))) == base
     assert len(base) == 2 * hashlib.blake2b(digest_size=16).digest_size
+
+
+def test_a_finished_job_needs_no_server(tmp_path: Path) -> None:
+    folder = prepare(tmp_path / "job", 40)
+    with fault_server() as server:
+        job = config(folder.root, server.url, endpoint={"start_seconds": 0.0})
+        assert run_toy(job).is_complete
+    assert run_toy(job).is_complete  # the server is gone

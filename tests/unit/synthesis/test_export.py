@@ -16,6 +16,7 @@ from megatron_synE.synthesis.export import ExportOptions, ExportReport, export_d
 from megatron_synE.synthesis.folder import JobFolder
 from megatron_synE.synthesis.run_code import CodeLimits
 from megatron_synE.synthesis.task import Snippet
+from tests.helpers.commands import SAMPLE, run_tool
 from tests.helpers.synthesis_jobs import answered_job
 
 THINGS = [
@@ -223,3 +224,19 @@ def test_labels_asked_for_once_have_no_agreement(tmp_path: Path) -> None:
     lines: list[bytes] = []
     report = export_labels(folder, lines.append)
     assert len(lines) == 3 and report.lines() == ["3 pages labelled, asked once: no agreement to report"]
+
+
+def test_the_classifier_is_trained_on_labels_as_they_are_written(tmp_path: Path) -> None:
+    pages = [json.loads(line) for line in (SAMPLE / "web_en.jsonl").read_bytes().splitlines()[:48]]
+    topics = [page["topic"] for page in pages]
+    folder = answered_job(
+        tmp_path / "h", [page["text"] for page in pages], lambda s: f"Topic: {topics[s.source['document'] - 1]}",
+        kind="topic_label", passes=2,
+    )  # fmt: skip
+    with open(tmp_path / "labels.jsonl", "wb") as file:
+        export_labels(folder, file.write)
+    done = run_tool(
+        "train_topic_classifier", "--input", tmp_path / "labels.jsonl", "--page-key", "page", "--output-dir",
+        tmp_path / "classifier", "--num-bits", "10", "--heldout-fraction", "0.3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

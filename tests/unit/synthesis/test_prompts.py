@@ -109,7 +109,7 @@ def test_the_fingerprint_is_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("version: 1\n", "", "version: is missing"),
+        ("version: 1\n", "", "version: missing; give it"),
         ("version: 1", "version: one", "version: 'one' is not a whole number"),
         ("title:", "titel:", "titel: unknown; did you mean title?"),
         ("{{snippet}}", "it", r"user: {{snippet}} is missing"),

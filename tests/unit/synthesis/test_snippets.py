@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,8 @@ def test_what_is_prepared_is_taken_up_and_other_inputs_or_options_are_refused(tm
     shard = tmp_path / "job" / "snippets" / "00000.jsonl"
     inode = shard.stat().st_ino
     assert prepared(tmp_path / "job", short(web=source(path)))[0] == manifest
+    os.utime(path, ns=(0, 0))  # as a copy may have it
+    assert prepared(tmp_path / "job", short(web=source(path)))[0] == manifest
     assert shard.stat().st_ino == inode
     with pytest.raises(ValueError, match=r"manifest.json: the snippets were made with other options \(max_tokens\)"):
         prepared(tmp_path / "job", SnippetsConfig({"web": source(path)}, 4, 41))
@@ -152,7 +155,9 @@ def test_a_killed_preparation_starts_again(tmp_path: Path) -> None:
     folder = tmp_path / "job" / "snippets"
     (folder / "manifest.json").unlink()
     (folder / "00000.jsonl").write_text("half a row")
+    (folder / "00001.jsonl.tmp-1").write_text("what a killed process was writing")
     assert prepared(tmp_path / "job", short(web=source(path)))[1] == snippets
+    assert not list(folder.glob("*.tmp-*"))
 
 
 def test_a_tokenised_corpus_gives_topics_and_ids(tmp_path: Path) -> None:
@@ -207,6 +212,7 @@ def test_a_classifier_filters_by_discipline(tmp_path: Path) -> None:
     "changes, message",
     [
         ({"inputs": ["missing.jsonl"]}, "missing.jsonl: no such file"),
+        ({"inputs": ["-"]}, "standard input cannot be read by every start"),
         ({"discipline": "alchemy"}, "no prompt of kind 'alchemy'"),
         ({"language": "fr"}, "in language 'fr', only in en, zh"),
         ({"text_key": "content"}, "pages.jsonl:1: missing key 'content'"),

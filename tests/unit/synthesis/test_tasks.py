@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_synE.config.answers import AnswersConfig
 from megatron_synE.synthesis.checks import is_in_language
@@ -190,6 +192,27 @@ def test_sections_keep_indentation_and_inner_headings_of_code() -> None:
 def test_boxed_knows_braces() -> None:
     assert boxed(r"\boxed{\frac{1}{2}} and \boxed {x \} y}") == [r"\frac{1}{2}", r"x \} y"]
     assert boxed(r"\boxed{1") == []
+
+
+@pytest.mark.parametrize("text", ["\\boxed{" * 2000, "$" * 12_000, "\\[" * 6000, "```\n" * 3001, "1." * 6000 + "x"])
+def test_odd_answers_are_judged_in_no_time(text: str) -> None:
+    assert judge(f"### Problem\n{PROBLEM}\n### Solution\n{text}") != "accepted"
+
+
+LINES = ["### Problem", "### Solution", "```", "```python", "~~~", "x = 1", "", " ", "\\boxed{1}"]
+
+
+@given(st.lists(st.sampled_from(LINES)))
+def test_any_text_is_parsed_or_refused_by_name(lines: list[str]) -> None:
+    answer = "\n".join(lines)
+    try:
+        sections = parse_sections(answer, HEADINGS)
+    except ContentError as error:
+        assert str(error)
+    else:
+        assert list(sections) == ["problem", "solution"] and all(sections.values())
+        assert all(text in answer for text in sections.values())
+        assert "".join(code_blocks(answer)[1]).count("x = 1") <= lines.count("x = 1")
 
 
 def test_code_blocks_are_pythons() -> None:
