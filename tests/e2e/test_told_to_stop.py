@@ -114,7 +114,7 @@ def test_a_second_start_is_refused_and_changes_nothing(arguments: list[str], tmp
 
 def test_a_stopped_process_is_named_and_the_run_ends(arguments: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with training(2, run, *arguments, "--parallel.hang_timeout_minutes", "0.1",
+    with training(2, run, *arguments, "--parallel.hang_timeout_minutes", "0.25",
                   launcher=("--shutdown-timeout=2",)) as started:  # fmt: skip
         started.wait_for_step(2)
         victim = started.wait_for_rank(1)

@@ -17,6 +17,7 @@ from megatron_synE.config.launch import Launch
 from megatron_synE.config.parse import parse_job
 from megatron_synE.runtime.run_lock import FolderLock
 from megatron_synE.training.dry_run import dry_run
+from tests.helpers.distributed import run_distributed
 from tests.helpers.hf_llama import make_hf_llama
 from tests.helpers.runs import train, write_job
 
@@ -25,7 +26,7 @@ from tests.helpers.runs import train, write_job
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A run that was stopped after six of its steps."""
     arguments = write_job(tmp_path_factory.mktemp("stopped"))
-    train([*arguments, "--training.exit_after_steps", "6"])
+    run_distributed(train, 1, [*arguments, "--training.exit_after_steps", "6"])
     return arguments
 
 

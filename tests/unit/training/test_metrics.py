@@ -12,6 +12,7 @@ import pytest
 from megatron_synE.training.curves import TensorBoardCurves
 from megatron_synE.training.metrics import MetricsWriter
 from megatron_synE.training.throughput import make_throughput
+from tests.helpers.distributed import run_distributed
 from tests.helpers.runs import train, write_job
 from tests.helpers.training import ARCHITECTURE
 
@@ -107,8 +108,10 @@ def test_every_record_says_where_the_run_stood_and_when(tmp_path: Path) -> None:
     """Steps, evaluations, decisions, checkpoints, incidents and changes of the configuration, over a resume."""
     began = time.time()
     arguments = write_job(tmp_path, data={"heldout_fraction": 0.2}, training={"fail_on_nan": False})
-    train([*arguments, "--training.exit_after_steps", "4"])
-    train([*arguments, "--optimizer.lr", "1e-4", "--healing.threshold", "0.001", "--healing.window_steps", "8"])
+    run_distributed(train, 1, [*arguments, "--training.exit_after_steps", "4"])
+    run_distributed(
+        train, 1, [*arguments, "--optimizer.lr", "1e-4", "--healing.threshold", "0.001", "--healing.window_steps", "8"]
+    )
     found = lines(tmp_path / "run")
     kinds = {record["kind"] for record in found}
     assert {"step", "evaluation", "decision", "checkpoint", "configuration", "incident"} <= kinds, kinds
