@@ -94,6 +94,11 @@ class Claims:
         """Claims that were not taken, and may yet turn out to be dead."""
         for path in folder.glob("*.new"):
             _remove_dead(path)
+        for path in folder.glob("*.taken"):
+            name, token, _ = path.name.rsplit(".", 2)
+            former = read_owner(folder / name)
+            if former is None or former.token != token:
+                path.unlink(missing_ok=True)  # of a taker that was killed when it had the claim
 
     def take(self, path: Path) -> Claim | None:
         """The claim, or None where a process has it that lives, or that may live: see ``undecided``."""
@@ -138,6 +143,8 @@ class Claims:
             os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         except FileExistsError:
             if not is_local:
+                if time.monotonic() - self._seen[path][2] > 2 * SILENT_SECONDS:
+                    marker.unlink(missing_ok=True)  # its maker died before it had the claim
                 return None
         _write(descriptor, owner)
         marker.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ def main() -> None:
         bursts.start()
         began = time.monotonic()
         pace = {"window": arguments.window, "tries": 1000}
-        run_toy(config(folder.root, server.url, endpoint={"timeout_seconds": 1.0}, pace=pace))
+        run_toy(config(folder.root, server.url, endpoint={"timeout_seconds": 2.0}, pace=pace))
         seconds = time.monotonic() - began
         ended.set()
         bursts.join()

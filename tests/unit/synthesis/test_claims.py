@@ -105,6 +105,25 @@ def test_of_two_that_would_take_a_dead_claim_one_does(path: Path, monkeypatch: p
     assert taken[0] is not None and not taken[0].beat({})  # the record is another's: it is lost
 
 
+def test_a_taker_that_died_on_its_way_holds_up_nobody_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    foreign(path)
+    seen, marker = Claims(path.parent), path.with_name(f"{path.name}.t.taken")
+    marker.touch()
+    assert seen.take(path) is None
+    now[0] += claims.SILENT_SECONDS + 1
+    assert seen.take(path) is None and marker.exists()  # its maker may be about to write
+    now[0] += claims.SILENT_SECONDS
+    assert seen.take(path) is None
+    claim = seen.take(path)
+    assert claim is not None
+    marker.touch()  # of one that died when it had the claim
+    Claims(path.parent)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    claim.release()
+
+
 def test_an_owner_learns_that_its_claim_was_taken(path: Path) -> None:
     claim = take(path)
     assert claim is not None and claim.beat({"toy": {}})
