@@ -57,7 +57,9 @@ def python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.
 
 def source_tree(folder: Path) -> Path:
     (folder / "megatron_synE").mkdir(parents=True)
-    shutil.copy(ROOT / "setup.py", folder)
+    for name in ("setup.py", "pretrain_llama3_synE.py"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "tools", folder / "tools")
     shutil.copy(ROOT / "megatron_synE" / "__init__.py", folder / "megatron_synE")
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     return folder
