@@ -236,7 +236,7 @@ class Engine:
             self._has_answers = True
             if self._failed_for_good:
                 self._end_failed_for_good()
-            await self._judge(row, answer)
+            self._judge(row, answer)
 
     def _failed_for_now(self, row: Pending, error: TransientError, sent_at: float) -> None:
         now, pace, config = time.monotonic(), self._pace, self._config.pace
@@ -253,7 +253,7 @@ class Engine:
         seconds = max(seconds * random.uniform(0.5, 1.5), error.retry_after_seconds or 0.0)
         self._feed.give_back(row, now + seconds)
 
-    async def _judge(self, row: Pending, answer: Answer) -> None:
+    def _judge(self, row: Pending, answer: Answer) -> None:
         paid = Paid(answer.prompt_tokens, answer.completion_tokens)
         row.attempts += 1
         row.paid = row.paid.plus(paid)
@@ -264,10 +264,7 @@ class Engine:
         try:
             if not answer.text or answer.text.isspace():
                 raise ContentError("no text")
-            if row.task.is_slow:
-                verdict = await asyncio.to_thread(row.task.judge, row.snippet, answer.text, answer.finish_reason)
-            else:
-                verdict = row.task.judge(row.snippet, answer.text, answer.finish_reason)
+            verdict = row.task.judge(row.snippet, answer.text, answer.finish_reason)
         except ContentError as error:
             if row.attempts >= self._config.pace.attempts:
                 self._settle(row, paid, "failed", f"content: {error}")

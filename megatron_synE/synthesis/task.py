@@ -59,17 +59,12 @@ class Task(Protocol):
         """Hash of all that ``messages`` and ``judge`` depend on beside their arguments: prompt file and checks."""
         ...
 
-    @property
-    def is_slow(self) -> bool:
-        """Whether ``judge`` waits for something, such as a process; it is called in a thread then, up to 32 at once."""
-        ...
-
     def messages(self, snippet: Snippet) -> list[dict[str, str]]:
         """The chat to send: ``[{"role": …, "content": …}, …]``."""
         ...
 
     def judge(self, snippet: Snippet, answer: str, finish_reason: str) -> Accepted | Rejected:
-        """What becomes of an answer.
+        """What becomes of an answer. Nothing else goes on meanwhile, so it waits for nothing.
 
         Args:
             answer: text of the assistant's message, possibly empty.

@@ -39,11 +39,6 @@ class PromptTask:
         content = [self.prompt.fingerprint, CHECKS_VERSION, relevant]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
-    @property
-    def is_slow(self) -> bool:
-        """It only reads; programs are run at the export, where it costs no request to look at them again."""
-        return False
-
     def messages(self, snippet: Snippet) -> list[dict[str, str]]:
         """The chat; the second pass over a snippet lists labels in the opposite order."""
         second_pass = snippet.source.get("pass", 1) % 2 == 0

@@ -46,7 +46,6 @@ class ToyTask:
 
     kind: str
     fingerprint: str = "1"
-    is_slow: bool = False
 
     def messages(self, snippet: Snippet) -> list[dict[str, str]]:
         return [{"role": "user", "content": f"{self.kind} {self.fingerprint}: {snippet.text}"}]

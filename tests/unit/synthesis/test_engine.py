@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -294,21 +293,6 @@ def test_a_full_disk_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert run_toy(config(folder.root, server.url)).is_complete
     check_ledger(folder, 200)
     assert set(server.paid.values()) == {1}
-
-
-def test_a_slow_judge_holds_up_nobody_else(tmp_path: Path) -> None:
-    folder = prepare(tmp_path / "job", 20)
-    threads: set[str] = set()
-
-    class SlowTask(ToyTask):
-        def judge(self, *arguments: Any) -> Any:
-            threads.add(threading.current_thread().name)
-            return super().judge(*arguments)
-
-    tasks = ToyTasks((SlowTask("toy", is_slow=True), ToyTask("other")))
-    with fault_server() as server:
-        assert run_toy(config(folder.root, server.url), tasks).is_complete
-    assert threads and "MainThread" not in threads
 
 
 def test_a_fault_in_a_task_ends_the_run_and_what_was_answered_is_kept(tmp_path: Path) -> None:
