@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ import xxhash
 
 from megatron_synE.command_line import output_file
 from megatron_synE.config.json_fields import JsonFields
-from megatron_synE.corpus.staging import sync_directory
 from megatron_synE.synthesis.task import Snippet
 
 MANIFEST_REMEDY = "delete the folder `snippets` of a job without results to have it prepared again"
@@ -117,7 +117,11 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write: aside, then renamed when the block ends well, and both on disk. Its folder is made."""
     with output_file(path) as file:
         yield file
-    sync_directory(path.parent)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _snippet(line: bytes, path: Path, number: int) -> Snippet:
