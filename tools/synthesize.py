@@ -23,6 +23,7 @@ from megatron_synE.config.parse import config_parser, parse_config
 from megatron_synE.config.synthesis import SynthesisConfig
 from megatron_synE.corpus.decontaminate import BenchmarkNgrams
 from megatron_synE.corpus.export import check_suffix, compressed
+from megatron_synE.sandbox.run_code import CodeLimits
 from megatron_synE.synthesis.corrupt import METHODS
 from megatron_synE.synthesis.engine import Engine
 from megatron_synE.synthesis.export import ExportOptions, ExportReport, export_documents, export_labels
@@ -30,7 +31,6 @@ from megatron_synE.synthesis.folder import JobFolder
 from megatron_synE.synthesis.labels import LabelReport
 from megatron_synE.synthesis.prompts import load_prompts
 from megatron_synE.synthesis.run import run_job
-from megatron_synE.synthesis.run_code import CodeLimits
 from megatron_synE.synthesis.snippets import prepare_snippets
 from megatron_synE.synthesis.status import job_status
 from megatron_synE.synthesis.tasks import PromptTasks

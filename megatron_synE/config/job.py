@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from megatron_synE.config.checkpoint import CheckpointConfig
 from megatron_synE.config.data import DataConfig
+from megatron_synE.config.evaluation import EvaluationConfig
 from megatron_synE.config.healing import HealingConfig
 from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.optimizer import OptimizerConfig, ScheduleConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
-from megatron_synE.config.training import EvaluationConfig, LoggingConfig, TrainingConfig
+from megatron_synE.config.training import LoggingConfig, TrainingConfig
 
 
 @dataclass(frozen=True)

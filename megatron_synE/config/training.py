@@ -1,4 +1,4 @@
-"""Batches, length of the run, evaluation and logs."""
+"""Batches, length of the run and logs."""
 
 from __future__ import annotations
 
@@ -90,22 +90,6 @@ class TrainingConfig:
                     f"training.{field}: {size} is not divisible by training.micro_batch_size {self.micro_batch_size} x "
                     f"{data_parallel_size} data-parallel processes; use a multiple of {together}"
                 ]
-        return []
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Loss on each component's held-out set (data.heldout_fraction, data.heldout_samples)."""
-
-    interval_steps: int | None = None
-    """Steps between two evaluations; none evaluates at the end only."""
-    at_end: bool = True
-    """Evaluate after the last step."""
-
-    def problems(self) -> list[str]:
-        """Values outside their range."""
-        if self.interval_steps is not None and self.interval_steps < 1:
-            return [f"evaluation.interval_steps: {self.interval_steps} is not positive; use 1 or more, or null"]
         return []
 
 

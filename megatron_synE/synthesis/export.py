@@ -21,6 +21,7 @@ import orjson
 from megatron_synE.corpus.decontaminate import BenchmarkNgrams
 from megatron_synE.corpus.minhash import near_duplicates, signatures
 from megatron_synE.progress import ProgressBar
+from megatron_synE.sandbox.run_code import CodeLimits, passes_examples
 from megatron_synE.synthesis.corrupt import METHODS, chosen, corrupt
 from megatron_synE.synthesis.duplicates import SeenTexts
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
@@ -28,7 +29,6 @@ from megatron_synE.synthesis.journal import settled_rows
 from megatron_synE.synthesis.labels import LabelReport, agreed_labels
 from megatron_synE.synthesis.parse import code_blocks
 from megatron_synE.synthesis.prompts import fill
-from megatron_synE.synthesis.run_code import CodeLimits, passes_examples
 from megatron_synE.synthesis.snippets import read_manifest
 from megatron_synE.synthesis.task import Snippet
 

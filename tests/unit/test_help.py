@@ -34,6 +34,7 @@ def parser_of(tool: str, monkeypatch: pytest.MonkeyPatch) -> ToolParser:
 
     monkeypatch.setattr(ToolParser, "parse_args", caught)
     monkeypatch.setattr(ToolParser, "parse_known_args", caught)
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py"])
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module(f"tools.{tool}")
     with pytest.raises(Help) as raised:

@@ -17,20 +17,26 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "command_line": set(),
     "progress": set(),
+    "sandbox": set(),
     "kernels": {"_kernels_cpu", "_kernels_cuda"},
     "runtime": {"config"},
     "corpus": {"config", "progress"},
     "data": {"config", "progress", "_index", "corpus.indexed", "corpus.annotations", "corpus.document_table"},
     "model": {"config", "kernels"},
     "checkpoint": {"config", "progress"},
-    "synthesis": {"config", "progress", "command_line", "corpus"},
+    "synthesis": {"config", "progress", "command_line", "sandbox", "corpus"},
     "reporting": {"config", "data", "corpus.statistics"},
+    "evaluation": {
+        "config", "progress", "command_line", "sandbox", "runtime", "model", "checkpoint", "training",
+        "corpus.tokenizers",
+    },
     "training": {"config", "progress", "runtime", "corpus", "data", "kernels", "model", "checkpoint"},
 }
 # Part of the package → libraries it must not import.
 FORBIDDEN_LIBRARIES: dict[str, set[str]] = {
     "config": {"torch", "numpy", "megatron", "transformers"},
     "progress": {"torch", "numpy", "megatron", "transformers"},
+    "sandbox": {"torch", "numpy", "megatron", "transformers"},
     "data": {"torch", "megatron", "transformers"},
     "kernels": {"megatron", "transformers"},
     "corpus": {"megatron"},

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from megatron_synE.corpus.decontaminate import BenchmarkNgrams
+from megatron_synE.sandbox.run_code import CodeLimits
 from megatron_synE.synthesis.corrupt import METHODS, chosen, corrupt
 from megatron_synE.synthesis.export import ExportOptions, ExportReport, export_documents, export_labels
 from megatron_synE.synthesis.folder import JobFolder
-from megatron_synE.synthesis.run_code import CodeLimits
 from megatron_synE.synthesis.task import Snippet
 from tests.helpers.commands import SAMPLE, run_tool
 from tests.helpers.synthesis_jobs import answered_job

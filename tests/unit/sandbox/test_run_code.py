@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_synE.synthesis.run_code import CodeLimits, passes_examples
+from megatron_synE.sandbox.run_code import CodeLimits, passes_examples
 
 LIMITS = CodeLimits(seconds=1, memory_bytes=256 << 20)
 GOOD = "import collections, math, heapq, re, functools, itertools, bisect, random, string, datetime, json\n"

@@ -1,8 +1,8 @@
 """Runs a program that a model wrote, in a process that can compute and read files, and nothing else.
 
-Started by `run_code` as ``python -I -S sandbox.py PROGRAM TOKEN SECONDS MEMORY_BYTES``; nobody imports it. Before the
-program begins, the kernel limits time and memory and allows (seccomp) only the system calls in the table: no socket, no
-other process, no file that is opened for writing, no signal to others. Where the kernel cannot do that, nothing is run.
+Started by `run_code` as ``python -I -S bounded_program.py PROGRAM TOKEN SECONDS MEMORY_BYTES``. Before the program
+begins, the kernel limits time and memory and allows (seccomp) only the system calls in the table: no socket, no other
+process, no file that is opened for writing, no signal to others. Where the kernel cannot do that, nothing is run.
 The token is written once the program has come to its end; exit status ``NO_SANDBOX`` says that it was not begun.
 """
 

@@ -1,7 +1,7 @@
 """Whether a program passes its own examples: the only place where something that a model wrote is executed.
 
 Off unless it is asked for. The program runs in a process of its own, for a limited time in limited memory; it has no
-network, writes no file and starts no process; see `sandbox`.
+network, writes no file and starts no process; see `bounded_program`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_synE.synthesis import sandbox
+from megatron_synE.sandbox import bounded_program
 
-SANDBOX = Path(sandbox.__file__)
+SANDBOX = Path(bounded_program.__file__)
 START_SECONDS = 20
 """For the process to come to life on a busy machine, beside the program's own time."""
 
@@ -39,7 +39,7 @@ def passes_examples(program: str, examples: str, limits: CodeLimits = CodeLimits
         ValueError: this machine cannot keep a program in bounds; nothing was run.
     """
     token = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="synthesis-") as folder:
+    with tempfile.TemporaryDirectory(prefix="run-code-") as folder:
         path = Path(folder) / "program.py"
         path.write_text(f"{program}\n\n{examples}\n", encoding="utf-8", errors="replace")
         command = [sys.executable, "-I", "-S", "-B", str(SANDBOX), str(path), token]
@@ -57,6 +57,6 @@ def passes_examples(program: str, examples: str, limits: CodeLimits = CodeLimits
                 process.wait()
             # The pipe holds what was written; a program that floods it is stopped by it, never by our memory.
             written = process.stdout.read(len(token) + 1) if process.returncode == 0 else b""
-    if process.returncode == sandbox.NO_SANDBOX:
+    if process.returncode == bounded_program.NO_SANDBOX:
         raise ValueError("--run-code: needs Linux on x86-64 or arm64 with seccomp; nothing was run")
     return written == token.encode()

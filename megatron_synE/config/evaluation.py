@@ -1,0 +1,21 @@
+"""What is measured during a run, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Loss on each component's held-out set (data.heldout_fraction, data.heldout_samples)."""
+
+    interval_steps: int | None = None
+    """Steps between two evaluations; none evaluates at the end only."""
+    at_end: bool = True
+    """Evaluate after the last step."""
+
+    def problems(self) -> list[str]:
+        """Values outside their range."""
+        if self.interval_steps is not None and self.interval_steps < 1:
+            return [f"evaluation.interval_steps: {self.interval_steps} is not positive; use 1 or more, or null"]
+        return []
