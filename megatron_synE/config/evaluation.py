@@ -10,7 +10,9 @@ class EvaluationConfig:
     """Loss on each component's held-out set (data.heldout_fraction, data.heldout_samples)."""
 
     interval_steps: int | None = None
-    """Steps between two evaluations; none evaluates at the end only."""
+    """Steps between two evaluations; none evaluates at the start and at the end only."""
+    at_start: bool = True
+    """Evaluate before the first step: what the later evaluations are compared with."""
     at_end: bool = True
     """Evaluate after the last step."""
 

@@ -115,6 +115,8 @@ class TrainingLoop:
     def _one_step(self) -> None:
         """A step and what is due after it. An incident may end the run, or put it back to an earlier step."""
         try:
+            if self.step == 0 and self.run.job.evaluation.at_start:
+                self._evaluate()
             self._adjust()
             result, times, first_sample = self._compute()
             self.run.state.trajectory.advance()
@@ -223,6 +225,7 @@ class TrainingLoop:
             )
         before = state.last_evaluation[1] if state.last_evaluation is not None else None
         state.last_evaluation = (self.step, result)
+        state.first_evaluation = state.first_evaluation or state.last_evaluation
         if result.loss_by_component:
             shares = state.stream.shares(min(state.trajectory.consumed_samples, state.stream.num_samples - 1))
             values = {

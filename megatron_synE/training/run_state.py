@@ -26,6 +26,8 @@ class RunState:
     incidents: IncidentLog
     last_evaluation: tuple[int, EvaluationResult] | None = None
     """Step of the newest evaluation, and what it found: asked again for the same weights, the same answer."""
+    first_evaluation: tuple[int, EvaluationResult] | None = None
+    """The run's first: of step 0 where `evaluation.at_start` is on. What was learnt or forgotten is told by it."""
     config_changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed at which resume: `step`, and `changes` as `config_changes` gives them."""
     changed_now: dict[str, list[Any]] = field(default_factory=dict)
@@ -39,14 +41,12 @@ class RunState:
     def to_json(self) -> dict[str, Any]:
         """The state as JSON."""
         trajectory = self.trajectory
-        evaluation = None
-        if self.last_evaluation is not None:
-            evaluation = {"step": self.last_evaluation[0], **dataclasses.asdict(self.last_evaluation[1])}
         return {
             **self.position(),
             "trajectory": trajectory.to_json(),
             "stream": self.stream.state_dict(trajectory.consumed_samples),
-            "last_evaluation": evaluation,
+            "first_evaluation": _evaluation_json(self.first_evaluation),
+            "last_evaluation": _evaluation_json(self.last_evaluation),
             "spike_windows": self.spikes.to_json(),
             **self.incidents.to_json(),
             "config_changes": self.config_changes,
@@ -114,6 +114,7 @@ def resume_run_state(
             trajectory=trajectory,
             spikes=SpikeDetector(job.healing, state.get("spike_windows")),
             incidents=IncidentLog(job.healing, state.get("incidents", ()), int(state.get("in_a_row", 0))),
+            first_evaluation=_evaluation(state.get("first_evaluation")),
             last_evaluation=_evaluation(state.get("last_evaluation")),
             config_changes=list(state.get("config_changes", ())),
             changed_now=changes,
@@ -124,6 +125,10 @@ def resume_run_state(
     if changes:
         found.config_changes.append({"step": trajectory.step, "changes": changes})
     return found
+
+
+def _evaluation_json(evaluation: tuple[int, EvaluationResult] | None) -> dict[str, Any] | None:
+    return None if evaluation is None else {"step": evaluation[0], **dataclasses.asdict(evaluation[1])}
 
 
 def _evaluation(content: Mapping[str, Any] | None) -> tuple[int, EvaluationResult] | None:
