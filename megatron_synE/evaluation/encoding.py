@@ -8,6 +8,7 @@ the model reads the context's own tokens and scores the rest. Such requests are 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ class RequestEncoder:
         for start in range(0, len(texts), BATCH_TEXTS):
             tokens, offsets = self.tokenizer.encode_batch(texts[start : start + BATCH_TEXTS])
             ids = [self._ids[number] for number in tokens.tolist()]
-            found += [tuple(ids[first:end]) for first, end in zip(offsets[:-1], offsets[1:], strict=True)]
+            found += [tuple(ids[first:end]) for first, end in itertools.pairwise(offsets)]
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from megatron_synE.evaluation.answers import AnswerJournal, key_of
 from megatron_synE.evaluation.encoding import RequestEncoder
 from megatron_synE.evaluation.engine import Engine, LogLikelihood, ScoringRequest
 from megatron_synE.evaluation.generators import Generator, Prompt
-from megatron_synE.evaluation.journal import Journal, key_of
 from megatron_synE.progress import ProgressBar
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -35,8 +36,9 @@ class HarnessModel(TemplateLM):
     """
 
     def __init__(
-        self, engine: Engine, generator: Generator, encoder: RequestEncoder, journal: Journal, *, show: bool = True
-    ) -> None:
+        self, engine: Engine, generator: Generator, encoder: RequestEncoder, journal: AnswerJournal, *,
+        show: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.engine, self.generator, self.encoder = engine, generator, encoder
         self.num_truncated = 0
@@ -59,15 +61,14 @@ class HarnessModel(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """ln p of each continuation after its context, and whether it is the greedy one."""
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
-        return [tuple(answer) for answer in self._scored(self.encoder.encode_pairs(pairs))]
+        return [(answer.value, answer.is_greedy) for answer in self._scored(self.encoder.encode_pairs(pairs))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """ln p of each text after one BOS, in windows of the model's context."""
         texts = self.encoder.encode([str(request.args[0]) for request in requests], with_bos=False)
-        # A window's last token is predicted and never read.
-        size = self.engine.max_length_tokens - 1
+        prefix, size = self.eot_token_id, self.engine.max_length_tokens
         windows = [
-            [make_disjoint_window(pair) for pair in get_rolling_token_windows(list(ids), self.eot_token_id, size, 1)]
+            [make_disjoint_window(pair) for pair in get_rolling_token_windows(list(ids), prefix, size, 1)]
             for ids in texts
         ]
         flat = [ScoringRequest(tuple(context), tuple(rest)) for own in windows for context, rest in own]
@@ -102,7 +103,7 @@ class HarnessModel(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         scored = self._scored([ScoringRequest(tuple(context), tuple(rest)) for _, context, rest in requests])
-        return [tuple(answer) for answer in scored]
+        return [(answer.value, answer.is_greedy) for answer in scored]
 
     def _scored(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         """Answers in the order of `requests`; the engine gets those that nobody has answered, all at once."""
@@ -113,6 +114,8 @@ class HarnessModel(TemplateLM):
         with self._progress("log-likelihoods", keys, new_keys) as bar:
 
             def keep(numbers: Sequence[int], answers: Sequence[LogLikelihood]) -> None:
+                if not all(math.isfinite(answer.value) for answer in answers):
+                    raise ValueError("the model gives probabilities that are not numbers; its weights are damaged")
                 found = zip(numbers, answers, strict=True)
                 self._journal.add({new_keys[number]: [answer.value, answer.is_greedy] for number, answer in found})
                 bar.advance(len(numbers))
@@ -126,7 +129,7 @@ class HarnessModel(TemplateLM):
         return ProgressBar(what, total, "requests", done=total - len(new_keys), show=self._show)
 
     def _is_too_long(self, request: ScoringRequest) -> bool:
-        return len(request.context) + len(request.continuation) > self.engine.max_length_tokens
+        return len(request.context) + len(request.continuation) > self.engine.max_length_tokens + 1
 
     def _prompt(self, ids: tuple[int, ...], options: Any, task: str | None) -> Prompt:
         options = normalize_gen_kwargs(dict(options), DEFAULT_MAX_NEW_TOKENS)
