@@ -31,6 +31,9 @@ from megatron_synE.training.tables import benchmarks_text, decision_text, evalua
 SLOW_DATA_SHARE = 0.1
 """Part of a step spent waiting for its batch from which on the progress line says so."""
 
+ERROR_LETTERS = 1000
+"""Of an error's text, that its record keeps."""
+
 
 @dataclass(frozen=True)
 class StepTimes:
@@ -83,13 +86,17 @@ class TrainingLoop:
             self._write("configuration", {"changes": self.run.state.changed_now})
         try:
             stopped = self._train()
+        except Exception as error:
+            with contextlib.suppress(OSError):  # what is wrong may be the disk; the error itself is told by the caller
+                self._write("stop", {"reason": "error", "error": str(error)[:ERROR_LETTERS]})
+            raise
         finally:
             self._batches.close()
         if stopped and self.step < self.run.last_step:
             self.progress.note(f"stopped after step {self.step} of {self.run.last_step}; the same command goes on")
 
     def _train(self) -> bool:
-        training, stopped, steps_here = self.run.job.training, False, 0
+        training, stopped, spent, steps_here = self.run.job.training, False, False, 0
         while self.step < self.run.last_step and not stopped:
             start = time.perf_counter()
             try:
@@ -113,6 +120,9 @@ class TrainingLoop:
         if self._async_checkpointer is not None:
             self.watchdog.beat("waiting for the checkpoint that is being written", slow=True)
             self._async_checkpointer.wait()
+        if steps_here:
+            left = "exit_after_steps" if spent else "told"
+            self._write("stop", {"reason": left if self.step < self.run.last_step else "finished"})
         return stopped
 
     def _one_step(self) -> None:
