@@ -29,7 +29,7 @@ class BenchmarksConfig:
     add_bos: Literal["auto", "yes", "no"] = "auto"
     """One begin-of-text token before each request; auto: where the tokenizer has one and its files do not decline it.
     """
-    tokens_per_batch: int = 16384
+    tokens_per_batch: int = 8192
     """Most tokens in a forward pass, padding included; without influence on the results."""
 
     def problems(self) -> list[str]:

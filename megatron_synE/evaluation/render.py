@@ -64,31 +64,40 @@ def render(asked: Mapping[str, Any]) -> list[str]:
 
 
 def _load(names: Sequence[str], data_dir: Path, num_fewshot: int | None) -> dict[str, LoadedTasks]:
-    """Each benchmark with its tasks; every problem of every one."""
-    problems, chosen = [], {}
+    """The tasks of each name; every problem of every one."""
+    problems = []
     for name in names:
         try:
-            chosen.update({benchmark: name for benchmark in resolve_tasks([name])})
+            problems += _problems_of(name, num_fewshot)
         except ValueError as error:
             problems.append(f"{FIELD}.tasks: {error}")
-    for benchmark in chosen:
-        if read_task_file(benchmark).config["output_type"] != "multiple_choice":
-            problems.append(
-                f"{FIELD}.tasks: {benchmark} has text generated, which a training run does not; drop it, and use "
-                "tools/evaluate.py on a checkpoint"
-            )
-    if problems:
-        raise Problems("\n".join(problems))
     loaded = {}
-    for benchmark in resolve_tasks(names):
-        wanted = [name for name in names if benchmark in resolve_tasks([name])]
+    for name in names if not problems else ():
         try:
-            loaded[benchmark] = load_tasks(wanted, data_dir, num_fewshot=num_fewshot)
+            loaded[name] = load_tasks([name], data_dir, num_fewshot=num_fewshot)
         except ValueError as error:
             problems.append(f"{FIELD}: {error}")
     if problems:
         raise Problems("\n".join(problems))
     return loaded
+
+
+def _problems_of(name: str, num_fewshot: int | None) -> list[str]:
+    """Why a task cannot be measured while training."""
+    config = _config_of(name)
+    if config["output_type"] != "multiple_choice":
+        return [
+            f"{FIELD}.tasks: {name} has text generated, which a training run does not; drop it, and use "
+            "tools/evaluate.py on a checkpoint"
+        ]
+    if num_fewshot and not config["num_fewshot"]:
+        return [f"{FIELD}.num_fewshot: {name} has no examples to show; leave it out, or that task"]
+    return []
+
+
+def _config_of(name: str) -> dict[str, Any]:
+    (benchmark,) = resolve_tasks([name])
+    return read_task_file(benchmark).config
 
 
 def _encoder(wanted: Mapping[str, Any], add_bos: str) -> RequestEncoder:
@@ -110,9 +119,9 @@ def _identity(asked: Mapping[str, Any], loaded: Mapping[str, LoadedTasks], encod
     for file in sorted(Path(__file__).parent.glob("*.py")):
         code.update(file.read_bytes())
     return {
-        "tasks": {benchmark: sorted(tasks.task_dict["tasks"]) for benchmark, tasks in loaded.items()},
-        "data_files": {benchmark: tasks.data_files for benchmark, tasks in loaded.items()},
-        "templates": {benchmark: tasks.templates for benchmark, tasks in loaded.items()},
+        "tasks": {name: list(tasks.task_dict["tasks"]) for name, tasks in loaded.items()},
+        "data_files": {name: tasks.data_files for name, tasks in loaded.items()},
+        "templates": {name: tasks.templates for name, tasks in loaded.items()},
         "encoding": encoder.describe(),
         **{name: asked[name] for name in ("limit", "num_fewshot", "vocab_size", "max_length_tokens")},
         "lm_eval": version("lm_eval"),
@@ -137,12 +146,14 @@ def _rendered(
     builder = RenderedBuilder()
     notes = [notice for tasks in loaded.values() for notice in tasks.notices]
     with ProgressBar("rendering benchmarks", len(loaded), "benchmarks") as bar:
-        for benchmark, tasks in loaded.items():
+        for name, tasks in loaded.items():
             own = tasks.task_dict["tasks"].values()
             items = [item for task in own for item in _items(task, asked["limit"], encoder)]
-            notes += _checked(benchmark, items, asked)
+            notes += _checked(name, items, asked)
+            metrics = [str(metric["metric"]) for metric in _config_of(name)["metric_list"]]
+            assert set(metrics) <= set(METRICS), (name, metrics)
             builder.add(
-                _name(benchmark, tasks), items, metrics=_metrics(benchmark),
+                name, items, metrics=metrics,
                 num_fewshot=max(task.config.num_fewshot for task in own),
                 inputs={**tasks.templates, **tasks.data_files},
             )  # fmt: skip
@@ -179,19 +190,7 @@ def _place(gold: int | str, choices: Sequence[str]) -> int:
     return gold
 
 
-def _metrics(benchmark: str) -> list[str]:
-    asked = [str(metric["metric"]) for metric in read_task_file(benchmark).config["metric_list"]]
-    assert set(asked) <= set(METRICS), (benchmark, asked)
-    return asked
-
-
-def _name(benchmark: str, tasks: LoadedTasks) -> str:
-    """The benchmark's; its tasks' where only some of its subjects are asked for, whose results are others."""
-    names = list(tasks.task_dict["tasks"])
-    return benchmark if len(names) == len(read_task_file(benchmark).task_names) else "+".join(names)
-
-
-def _checked(benchmark: str, items: Sequence[RenderedItem], asked: Mapping[str, Any]) -> list[str]:
+def _checked(name: str, items: Sequence[RenderedItem], asked: Mapping[str, Any]) -> list[str]:
     """Notes of requests that the model will not read whole.
 
     Raises:
@@ -202,14 +201,14 @@ def _checked(benchmark: str, items: Sequence[RenderedItem], asked: Mapping[str, 
     largest = max(max(max(request.context), max(request.continuation)) for request in requests)
     if largest >= vocab_size:
         raise Problems(
-            f"{FIELD}.tokenizer: {benchmark} has a token {largest}, and the model's vocabulary is {vocab_size}; name "
+            f"{FIELD}.tokenizer: {name} has a token {largest}, and the model's vocabulary is {vocab_size}; name "
             "the tokenizer that made the corpora"
         )
     num_long = sum(len(request.context) + len(request.continuation) > room for request in requests)
     if not num_long:
         return []
     return [
-        f"{benchmark}: {num_long} of {len(requests)} requests are longer than the model's context of {room} tokens, "
+        f"{name}: {num_long} of {len(requests)} requests are longer than the model's context of {room} tokens, "
         "and lose their beginning"
     ]
 
