@@ -9,11 +9,11 @@ items are drawn task by task.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 1234
 ROUNDING = 1e-6
+MACRO = "_macro"
+"""Ends the name of a group's metric that is the mean of its tasks' figures."""
 RESAMPLES_AT_ONCE = 100
 """Bounds the memory of a task of many items."""
 
@@ -62,7 +64,8 @@ def compare(ours: EvaluationResults, theirs: EvaluationResults, against: str | P
             not_compared[name] = f"{', '.join(missing[:3])} cannot be compared"
         elif not missing:
             for metric in task.metrics:
-                parts = [items[leaf][metric.label] for leaf in leaves if metric.label in items[leaf]]
+                label = metric.label.replace(MACRO, "") if task.subtasks else metric.label
+                parts = [items[leaf][label] for leaf in leaves if label in items[leaf]]
                 row = _row(task, metric, theirs, parts) if len(parts) == len(leaves) else None
                 if row is not None:
                     rows.append(row)
@@ -72,9 +75,10 @@ def compare(ours: EvaluationResults, theirs: EvaluationResults, against: str | P
     return Comparison(str(against), tuple(rows), not_compared)
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison) -> bytes:
     """The content of comparison.json."""
-    return {**asdict(comparison), "num_resamples": NUM_RESAMPLES, "confidence": CONFIDENCE, "seed": SEED}
+    content = {**asdict(comparison), "num_resamples": NUM_RESAMPLES, "confidence": CONFIDENCE, "seed": SEED}
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def interval(parts: Sequence[Scores], weights: Sequence[float]) -> tuple[float, float]:

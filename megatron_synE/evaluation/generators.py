@@ -41,25 +41,25 @@ class EngineGenerator:
     """Continues by an engine's most probable tokens."""
 
     def __init__(self, engine: Engine, encoder: RequestEncoder) -> None:
-        self._engine, self._encoder = engine, encoder
+        self.engine, self._encoder = engine, encoder
 
     def info(self) -> dict[str, Any]:
         """See Generator."""
-        return self._engine.info()
+        return self.engine.info()
 
     def generate(self, prompts: Sequence[Prompt], on_done: Callable[[int, str], None]) -> None:
         """See Generator."""
         requests = [
             GenerationRequest(prompt.ids, prompt.max_new_tokens, self._is_finished(prompt.stops)) for prompt in prompts
         ]
-        self._engine.generate(
+        self.engine.generate(
             requests,
             lambda number, ids: on_done(number, cut(self._encoder.decode(ids), prompts[number].stops)),
         )
 
     def close(self) -> None:
         """See Generator."""
-        self._engine.close()
+        self.engine.close()
 
     def _is_finished(self, stops: Sequence[str]) -> Callable[[Sequence[int]], bool]:
         """Whether a stop is in the text of the new tokens; only the last ones can have brought it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
 from megatron_synE.command_line import output_file
 from megatron_synE.config.evaluation_results import MANIFEST_FILE
+from megatron_synE.evaluation.encoding import RequestEncoder
 from megatron_synE.evaluation.harness_model import HarnessModel
 from megatron_synE.evaluation.task_files import LoadedTasks
 
@@ -44,29 +45,36 @@ def run_harness(model: HarnessModel, tasks: LoadedTasks, *, limit: int | None, s
     return dict(found)
 
 
-def prompts_of(model: HarnessModel, tasks: LoadedTasks, limit: int | None) -> dict[str, list[dict[str, Any]]]:
-    """The prompts of the first items of each task, as they are rendered and as token ids."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def first_prompts(encoder: RequestEncoder, tasks: LoadedTasks) -> dict[str, list[dict[str, str]]]:
+    """Of each benchmark the first prompts, as they are rendered and as token ids: those of a group's first task."""
+    groups = tasks.task_dict["groups"]
+    inside = {name: group for group, names in tasks.task_dict["group_map"].items() for name in names}
+    found: dict[str, list[dict[str, str]]] = {}
     for name, task in tasks.task_dict["tasks"].items():
-        task.build_all_requests(limit=min(NUM_SHOWN_PROMPTS, limit or NUM_SHOWN_PROMPTS))
-        found[name] = []
-        for document in range(NUM_SHOWN_PROMPTS):
-            own = [request for request in task.instances if request.doc_id == document]
-            if own:
-                found[name].append(_shown_prompt(model, own[0]))
+        benchmark = inside.get(name, name)
+        if benchmark not in found:
+            assert benchmark == name or benchmark in groups
+            task.build_all_requests(limit=NUM_SHOWN_PROMPTS)
+            first = {request.doc_id: request for request in reversed(task.instances)}
+            found[benchmark] = [_shown_prompt(encoder, first[number]) for number in sorted(first)]
     return found
 
 
-def _shown_prompt(model: HarnessModel, request: Any) -> dict[str, Any]:
+def _shown_prompt(encoder: RequestEncoder, request: Any) -> dict[str, str]:
     """Context, and continuation where one is scored, of an item's first request."""
     if request.request_type != "loglikelihood":
-        (ids,) = model.encoder.encode([request.args[0]])
-        return {"prompt": request.args[0], "token_ids": ids}
-    (pair,) = model.encoder.encode_pairs([request.args])
+        (ids,) = encoder.encode_prompts([request.args[0]])
+        return {"prompt": request.args[0], "token_ids": _joined(ids)}
+    (pair,) = encoder.encode_pairs([request.args])
     return {
-        "prompt": request.args[0], "continuation": request.args[1], "token_ids": pair.context,
-        "continuation_token_ids": pair.continuation,
+        "prompt": request.args[0], "token_ids": _joined(pair.context), "continuation": request.args[1],
+        "continuation_token_ids": _joined(pair.continuation),
     }  # fmt: skip
+
+
+def _joined(ids: Sequence[int]) -> str:
+    """In one line of a JSON file."""
+    return " ".join(map(str, ids))
 
 
 def write_results(
@@ -76,7 +84,7 @@ def write_results(
 
     Args:
         found: what `run_harness` gave.
-        manifest: its `harness` becomes the results' `config`.
+        manifest: of `make_manifest`.
         began: when the evaluation was first started; names the files.
         model_name: for tables.
 
@@ -93,7 +101,7 @@ def write_results(
         file.write(_document(manifest).encode())
     results = {name: value for name, value in found.items() if name != "samples"}
     results |= {
-        "config": {"model": model_name, **manifest["harness"]},
+        "config": {"model": model_name, **manifest["settings"], "bootstrap_iters": BOOTSTRAP_ITERATIONS},
         "git_hash": manifest["code"]["commit"],
         "date": began.timestamp(),
         "lm_eval_version": manifest["code"]["versions"]["lm_eval"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -98,6 +98,15 @@ class HarnessModel(TemplateLM):
             if new:
                 self.generator.generate(list(new.values()), keep)
         return [str(self._journal.get(key)) for key in keys]
+
+    def notes(self) -> Iterator[str]:
+        """What is to be told of the requests that were made."""
+        yield from self.encoder.notes()
+        if self.num_truncated:
+            yield (
+                f"{self.num_truncated:,} requests are longer than the model's context of "
+                f"{self.engine.max_length_tokens:,} tokens and lost their beginning, its begin-of-text token too"
+            )
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_synE.evaluation.encoding import RequestEncoder
 from megatron_synE.evaluation.task_files import LoadedTasks
 from megatron_synE.runtime.software import commit, machine, versions
 
@@ -15,40 +14,38 @@ FORMAT = 1
 
 
 def make_manifest(
-    *, settings: Mapping[str, Any], model: Mapping[str, Any], generator: Mapping[str, Any], encoder: RequestEncoder,
-    tasks: LoadedTasks, prompts: Mapping[str, Any], harness: Mapping[str, Any], command: Sequence[str],
+    *, settings: Mapping[str, Any], identity: Mapping[str, Any], tasks: LoadedTasks, prompts: Mapping[str, Any],
+    notes: Sequence[str], command: Sequence[str], seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of manifest.json.
 
     | field | what it says |
     | --- | --- |
     | `settings` | tasks, limit, seed, whether code is run |
-    | `model`, `generator` | what scored, and what continued prompts: fingerprint of the weights, dtype, layout |
+    | `model`, `generator` | what scored, and what continued prompts where it was another: fingerprint, dtype, layout |
     | `tokenizer`, `bos`, `bos_id` | name and fingerprint; the policy in words, and the token's id or null |
     | `templates`, `data`, `examples` | SHA-256 of each task file, of each data file and of each few-shot example |
     | `prompts` | of each benchmark the first items: text and token ids |
-    | `code`, `machine` | versions, git commit, hash of this package's evaluation; host |
-    | `harness` | what lm-eval writes as `config` of its results |
-    | `command` | the command line |
+    | `notes` | what was told about the requests |
+    | `code`, `machine` | versions, git commit, SHA-256 of this package's evaluation; host |
+    | `command`, `seconds` | the command line, and what its last start took |
 
     Args:
-        prompts: benchmark → its first prompts.
-        harness: limit, seeds and the like.
+        identity: model, generator, tokenizer and BOS policy.
     """
     return {
         "format": FORMAT,
         "settings": settings,
-        "model": model,
-        "generator": generator,
-        **encoder.describe(),
+        **identity,
         "templates": tasks.templates,
         "data": tasks.data_files,
         "examples": tasks.examples,
         "prompts": prompts,
+        "notes": [*tasks.notices, *notes],
         "code": {"versions": versions(("lm_eval", "gigatoken")), "commit": commit(), "evaluation": code_hash()},
         "machine": machine(),
-        "harness": harness,
         "command": list(command),
+        "seconds": round(seconds, 3),
     }
 
 

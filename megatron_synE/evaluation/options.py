@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ class EvaluationOptions:
     tokens_per_batch: int = 4096
     max_length_tokens: int | None = None
     """Of the model's context; None for all of it."""
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     transformer_impl: Literal["fused", "local", "transformer_engine"] = "fused"
     generate_with: str = ENGINE
     """engine, hf (transformers), or the URL of an OpenAI-compatible server."""
@@ -59,7 +59,7 @@ class EvaluationOptions:
         if self.generate_with not in (ENGINE, TRANSFORMERS) and not is_url:
             found.append(f"--generate-with {self.generate_with}: give engine, hf, or the URL of a server up to /v1")
         if self.generate_with == TRANSFORMERS and self.generating_folder is None:
-            found.append("--generate-with hf: give --export-dir, the folder that tools/convert_checkpoint.py export wrote")
+            found.append("--generate-with hf: give --export-dir, what tools/convert_checkpoint.py export wrote")
         if self.export_dir is not None and self.generate_with != TRANSFORMERS:
             found.append("--export-dir: it is for --generate-with hf; add that, or leave it out")
         for name in ("endpoint_model", "endpoint_key_variable"):

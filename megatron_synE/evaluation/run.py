@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from megatron_synE.config.evaluation_results import (
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
 from megatron_synE.evaluation import comparison
 from megatron_synE.evaluation.answers import AnswerJournal, first_difference
+from megatron_synE.evaluation.batching import BatchLimits
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
 from megatron_synE.evaluation.endpoint import EndpointGenerator
 from megatron_synE.evaluation.engine import Engine
@@ -32,7 +33,6 @@ from megatron_synE.evaluation.generators import EngineGenerator, Generator
 from megatron_synE.evaluation.harness import first_prompts, run_harness, write_results
 from megatron_synE.evaluation.harness_model import HarnessModel
 from megatron_synE.evaluation.llama_engine import EngineOptions, LlamaEngine
-from megatron_synE.evaluation.batching import BatchLimits
 from megatron_synE.evaluation.manifest import make_manifest
 from megatron_synE.evaluation.options import ENGINE, TRANSFORMERS, EvaluationOptions
 from megatron_synE.evaluation.task_files import LoadedTasks, load_tasks
@@ -41,7 +41,6 @@ from megatron_synE.runtime import choose_device
 from megatron_synE.runtime.run_lock import RunLock
 
 GENERATION_FILE = "generation_config.json"
-SHOWN_TOKENS = 60
 Say = Callable[[str], None]
 
 
@@ -102,6 +101,8 @@ class _Evaluation:
             self.say(f"{folder}: this evaluation is finished already")
         else:
             self._evaluate(folder, generator, identity, began_at)
+        if identity["generator"] is not None:
+            generator.close()
         results = read_evaluation(folder)
         for line in results_table(results):
             self.say(line)
@@ -122,11 +123,11 @@ class _Evaluation:
             found = run_harness(model, self.tasks, limit=self.options.limit, seed=self.options.seed)
         finally:
             journal.close()
-        for note in (*self.encoder.notes(), *model.notes()):
+        for note in model.notes():
             self.say(note)
         manifest = make_manifest(
             settings=self.options.settings(), identity=identity, tasks=self.tasks, prompts=prompts,
-            notes=[*self.encoder.notes(), *model.notes()], command=self.options.command,
+            notes=[*model.notes()], command=self.options.command,
             seconds=time.monotonic() - began_at,
         )  # fmt: skip
         write_results(folder, found, manifest, began=journal.began, model_name=self._model_name())
@@ -135,7 +136,8 @@ class _Evaluation:
     def _identity(self, generator: Generator) -> dict[str, Any]:
         """What determines the answers."""
         own = self.engine.info()
-        beside = None if isinstance(generator, EngineGenerator) else generator.info()
+        is_same = isinstance(generator, EngineGenerator) and generator.engine is self.engine
+        beside = None if is_same else generator.info()
         return {"model": own, "generator": beside, **self.encoder.describe()}
 
     def _check_same(self, identity: dict[str, Any]) -> None:
@@ -155,7 +157,7 @@ class _Evaluation:
     def _compare(self, results: EvaluationResults, against: EvaluationResults) -> None:
         found = comparison.compare(results, against, str(self.options.against))
         with output_file(self.options.output_dir / COMPARISON_FILE) as file:
-            file.write(comparison.to_bytes(found))
+            file.write(comparison.as_json(found))
         for line in comparison.table(found):
             self.say(line)
 
@@ -181,7 +183,7 @@ def check_vocabulary(tokenizer: CorpusTokenizer, vocab_size: int, say: Say) -> N
 def results_table(results: EvaluationResults) -> Iterator[str]:
     """Lines for the terminal: each benchmark, without the subjects of groups."""
     inside = {name for task in results.tasks.values() for name in task.subtasks}
-    rows = [("task", "metric", "shots", "items", "value", "stderr", "")]
+    rows: list[tuple[str, ...]] = [("task", "metric", "shots", "items", "value", "stderr", "")]
     for name, task in results.tasks.items():
         if name not in inside:
             rows += _rows_of(results, task)
@@ -196,7 +198,7 @@ def _rows_of(results: EvaluationResults, task: TaskResult) -> Iterator[tuple[str
         yield task.task, metric.label, shots, items, f"{metric.value:.4f}", stderr, ""
 
 
-def shown(prompts: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+def shown(prompts: dict[str, list[dict[str, str]]]) -> Iterator[str]:
     """The first prompts of the first task, whole, with their token ids; manifest.json has them of all."""
     for task, own in list(prompts.items())[:1]:
         for number, prompt in enumerate(own, start=1):

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from megatron_synE.checkpoint.files import file_checksum
 from megatron_synE.evaluation.engine import GenerationRequest, LogLikelihood, ScoringRequest
+from megatron_synE.evaluation.model_identity import hf_fingerprint
 
 CONFIG_FILE = "config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,16 +27,20 @@ class TransformersEngine:
         dtype: of weights and compute, fp32 or bf16.
         device: where it runs.
         tokens_per_batch: most tokens of a batch, padding included; one request may have more.
+        max_length_tokens: that the model reads at most; None for its context.
 
     Raises:
         ValueError: the folder has no model that transformers can read.
     """
 
-    def __init__(self, folder: Path, *, dtype: str, device: torch.device, tokens_per_batch: int) -> None:
+    def __init__(
+        self, folder: Path, *, dtype: str, device: torch.device, tokens_per_batch: int,
+        max_length_tokens: int | None = None,
+    ) -> None:  # fmt: skip
         self._folder, self._dtype, self._device, self._tokens_per_batch = folder, dtype, device, tokens_per_batch
         self._model = _load(folder, dtype).to(device).eval()
         config = self._model.config.get_text_config()
-        self.max_length_tokens = int(config.max_position_embeddings)
+        self.max_length_tokens = max_length_tokens or int(config.max_position_embeddings)
         self.vocab_size = int(config.vocab_size)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         eos = self._model.generation_config.eos_token_id
@@ -47,15 +51,16 @@ class TransformersEngine:
         """See Engine."""
         import transformers
 
-        files = [self._folder / CONFIG_FILE, *sorted(self._folder.glob("*.safetensors"))]
         return {
-            "engine": "transformers",
+            "type": "transformers",
+            "path": str(self._folder),
+            "fingerprint": hf_fingerprint(self._folder),
             "model_type": self._model.config.model_type,
-            "files": {path.name: file_checksum(path) for path in files},
             "dtype": self._dtype,
             "device": str(self._device),
-            "tokens_per_batch": self._tokens_per_batch,
-            "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+            "max_length_tokens": self.max_length_tokens,
+            "batch_limits": {"tokens": self._tokens_per_batch},
+            "transformers": transformers.__version__,
         }
 
     def log_likelihoods(
