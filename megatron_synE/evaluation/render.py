@@ -84,20 +84,15 @@ def _load(names: Sequence[str], data_dir: Path, num_fewshot: int | None) -> dict
 
 def _problems_of(name: str, num_fewshot: int | None) -> list[str]:
     """Why a task cannot be measured while training."""
-    config = _config_of(name)
-    if config["output_type"] != "multiple_choice":
+    configs = [read_task_file(benchmark).config for benchmark in resolve_tasks([name])]  # all is several
+    if any(config["output_type"] != "multiple_choice" for config in configs):
         return [
             f"{FIELD}.tasks: {name} has text generated, which a training run does not; drop it, and use "
             "tools/evaluate.py on a checkpoint"
         ]
-    if num_fewshot and not config["num_fewshot"]:
+    if num_fewshot and not all(config["num_fewshot"] for config in configs):
         return [f"{FIELD}.num_fewshot: {name} has no examples to show; leave it out, or that task"]
     return []
-
-
-def _config_of(name: str) -> dict[str, Any]:
-    (benchmark,) = resolve_tasks([name])
-    return read_task_file(benchmark).config
 
 
 def _encoder(wanted: Mapping[str, Any], add_bos: str) -> RequestEncoder:
@@ -150,7 +145,7 @@ def _rendered(
             own = tasks.task_dict["tasks"].values()
             items = [item for task in own for item in _items(task, asked["limit"], encoder)]
             notes += _checked(name, items, asked)
-            metrics = [str(metric["metric"]) for metric in _config_of(name)["metric_list"]]
+            metrics = next(list(task.aggregation()) for task in own)
             assert set(metrics) <= set(METRICS), (name, metrics)
             builder.add(
                 name, items, metrics=metrics,
