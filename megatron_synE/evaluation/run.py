@@ -5,6 +5,7 @@ Rank 0 reads data, runs the harness and writes; the other processes of a torchru
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -72,10 +73,10 @@ def evaluate(options: EvaluationOptions, say: Say, on_lost: Callable[[str], None
         if isinstance(engine, LlamaEngine):
             engine.lead(lead)
         else:
-            try:
+            with contextlib.closing(engine):
                 lead(engine)
-            finally:
-                engine.close()
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from error
     finally:
         lock.release()
 
@@ -115,7 +116,7 @@ class _Evaluation:
         prompts = first_prompts(RequestEncoder(self.encoder.tokenizer, self.encoder.bos), self.tasks)
         for line in shown(prompts):
             self.say(line)
-        journal = AnswerJournal(folder, {name: identity[name] for name in ("model", "generator", "tokenizer", "bos")})
+        journal = AnswerJournal(folder, without_places(identity))
         if journal.num_found:
             self.say(f"going on: {journal.num_found:,} requests were answered by an earlier start")
         try:
@@ -143,11 +144,12 @@ class _Evaluation:
     def _check_same(self, identity: dict[str, Any]) -> None:
         """Raises ValueError where the finished evaluation is another one."""
         manifest = read_evaluation(self.options.output_dir).manifest or {}
-        wanted = {
+        ours = {
             **identity, "settings": self.options.settings(), "templates": self.tasks.templates,
             "data": self.tasks.data_files,
         }  # fmt: skip
-        difference = first_difference({name: manifest.get(name) for name in wanted}, wanted)
+        theirs = {name: manifest.get(name) for name in ours}
+        difference = first_difference(without_places(theirs), without_places(ours))
         if difference:
             raise ValueError(
                 f"{self.options.output_dir}: holds a finished evaluation with another {difference}; choose another "
@@ -163,6 +165,13 @@ class _Evaluation:
 
     def _model_name(self) -> str:
         return str(self.options.checkpoint or self.options.hf_dir)
+
+
+def without_places(content: Any) -> Any:
+    """A JSON value without the paths in it: a model that was moved is the same model."""
+    if not isinstance(content, dict):
+        return content
+    return {name: without_places(value) for name, value in content.items() if name not in ("path", "name")}
 
 
 def check_vocabulary(tokenizer: CorpusTokenizer, vocab_size: int, say: Say) -> None:
