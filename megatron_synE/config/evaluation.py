@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from megatron_synE.config.data import DataConfig
+from megatron_synE.config.guard import GuardConfig
 
 
 @dataclass(frozen=True)
@@ -15,9 +18,21 @@ class EvaluationConfig:
     """Evaluate before the first step: what the later evaluations are compared with."""
     at_end: bool = True
     """Evaluate after the last step."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What is done where the run forgets."""
 
     def problems(self) -> list[str]:
         """Values outside their range."""
         if self.interval_steps is not None and self.interval_steps < 1:
             return [f"evaluation.interval_steps: {self.interval_steps} is not positive; use 1 or more, or null"]
         return []
+
+    def guard_problems(self, data: DataConfig) -> list[str]:
+        """What the guard's bounds need and the data or these fields do not give."""
+        found = self.guard.problems(data, ())
+        if self.guard.max_loss_increase.by_name(data):
+            if not self.at_start:
+                found.append("evaluation.at_start: evaluation.guard compares with the loss at step 0; set it to true")
+            if self.interval_steps is None:
+                found.append("evaluation.interval_steps: evaluation.guard needs one; give the steps between evaluations")
+        return found

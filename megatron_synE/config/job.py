@@ -55,6 +55,7 @@ class JobConfig:
         for section in (self.model, self.parallel, self.precision, self.data, self.optimizer, self.schedule,
                         self.training, self.healing, self.evaluation, self.checkpoint, self.logging):  # fmt: skip
             found += section.problems()
+        found += self.evaluation.guard_problems(self.data)
         if base_is_known or self.model.preset is not None:
             found += self._model_problems(base)
         if self.parallel.model_parallel_size > 0:
