@@ -34,5 +34,5 @@ class EvaluationConfig:
             if not self.at_start:
                 found.append("evaluation.at_start: evaluation.guard compares with the loss at step 0; set it to true")
             if self.interval_steps is None:
-                found.append("evaluation.interval_steps: evaluation.guard needs one; give the steps between evaluations")
+                found.append("evaluation.interval_steps: none, so evaluation.guard would look only at the end; give it")
         return found

@@ -49,13 +49,14 @@ class LossBounds:
         languages = sorted({source.language for source in data.sources.values() if source.language})
         for name in self.languages:
             if name not in languages:
-                found.append(f"{where}.languages: no source has language {name!r}; languages are {', '.join(languages)}")
+                known = ", ".join(languages) or "not given"
+                found.append(f"{where}.languages: no source has language {name!r}; languages are {known}")
         for name in self.sources:
             source, _, topic = name.partition("/")
             if source not in data.sources:
                 found.append(f"{where}.sources: unknown source {name!r}; sources are {', '.join(data.sources)}")
             elif topic and not data.sources[source].topics:
-                found.append(f"{where}.sources: {name!r} is a topic, but source {source} is read without `topics: true`")
+                found.append(f"{where}.sources: {name!r} is a topic, but {source} is read without `topics: true`")
         return found
 
 

@@ -18,7 +18,10 @@ from megatron_synE.progress import ProgressLine
 from megatron_synE.runtime import peak_memory_bytes
 from megatron_synE.runtime.watchdog import Watchdog
 from megatron_synE.training.evaluate import EvaluationResult, evaluate
+from megatron_synE.training.failure import RunEnded
 from megatron_synE.training.faults import StepDropped, StopSignal
+from megatron_synE.training.forgetting import loss_figures
+from megatron_synE.training.guard import Guard
 from megatron_synE.training.healer import Healer
 from megatron_synE.training.metrics import MetricsWriter
 from megatron_synE.training.microbatches import MicroBatch, host_microbatch, sample_numbers_of_rank
@@ -58,6 +61,7 @@ class TrainingLoop:
         self._batches = Prefetcher(self._read_batch, run.job.training.prefetch_steps)
         self._step_began = math.nan
         self.healer = Healer(run, metrics, progress)
+        self.guard = Guard(run, metrics, progress)
 
     @property
     def step(self) -> int:
@@ -69,6 +73,7 @@ class TrainingLoop:
 
         Raises:
             FloatingPointError: the run cannot go on with numbers that are not finite, or had too many incidents.
+            RunEnded: it has forgotten more than it may, and is saved.
         """
         freeze_startup_objects()
         self._step_began = time.perf_counter()
@@ -83,6 +88,8 @@ class TrainingLoop:
             stopped = self._train()
         finally:
             self._batches.close()
+        if self.guard.stop_cause is not None:
+            raise RunEnded(self.guard.stop_cause)
         if stopped and self.step < self.run.last_step:
             self.progress.note(f"stopped after step {self.step} of {self.run.last_step}; the same command goes on")
 
@@ -102,6 +109,7 @@ class TrainingLoop:
             spent = training.exit_after_steps is not None and steps_here >= training.exit_after_steps
             seconds = time.perf_counter() - start
             stopped = self.stop_signal.anywhere(self.run.runtime.host_group, seconds) or spent
+            stopped = stopped or self.guard.stop_cause is not None
         if stopped and steps_here == 0:
             return True  # nothing was done
         if self.step == self.run.last_step and self.run.job.evaluation.at_end:
@@ -115,9 +123,11 @@ class TrainingLoop:
     def _one_step(self) -> None:
         """A step and what is due after it. An incident may end the run, or put it back to an earlier step."""
         try:
-            if self.step == 0 and self.run.job.evaluation.at_start:
+            if (self.step == 0 and self.run.job.evaluation.at_start) or self.guard.lacks_baseline():
                 self._evaluate()
             self._adjust()
+            if self.guard.stop_cause is not None:
+                raise StepDropped
             result, times, first_sample = self._compute()
             self.run.state.trajectory.advance()
             self._log_step(result, times, first_sample)
@@ -236,6 +246,8 @@ class TrainingLoop:
             }
             self._write("evaluation", values)
             self.progress.note(f"step {self.step}: {evaluation_text(result, before)}")
+        if self.guard.look(loss_figures(result.loss_by_component, result.tokens_by_component)):
+            self._batches.forget()  # what was read ahead is of the mixture before
         return result
 
     def _before_evaluation_round(self, number: int, num_rounds: int) -> None:

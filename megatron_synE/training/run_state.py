@@ -12,6 +12,7 @@ from megatron_synE.config.job import JobConfig
 from megatron_synE.data.stream import DataStream
 from megatron_synE.training.config_changes import config_changes
 from megatron_synE.training.evaluate import EvaluationResult
+from megatron_synE.training.forgetting import ForgettingMemory, loss_figures
 from megatron_synE.training.healing import IncidentLog, SpikeDetector
 from megatron_synE.training.trajectory import Trajectory
 
@@ -28,6 +29,8 @@ class RunState:
     """Step of the newest evaluation, and what it found: asked again for the same weights, the same answer."""
     first_evaluation: tuple[int, EvaluationResult] | None = None
     """The run's first: of step 0 where `evaluation.at_start` is on. What was learnt or forgotten is told by it."""
+    forgetting: ForgettingMemory = field(default_factory=ForgettingMemory)
+    """What the guard compares with, has told and has done."""
     config_changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed at which resume: `step`, and `changes` as `config_changes` gives them."""
     changed_now: dict[str, list[Any]] = field(default_factory=dict)
@@ -47,6 +50,7 @@ class RunState:
             "stream": self.stream.state_dict(trajectory.consumed_samples),
             "first_evaluation": _evaluation_json(self.first_evaluation),
             "last_evaluation": _evaluation_json(self.last_evaluation),
+            "forgetting": self.forgetting.to_json(),
             "spike_windows": self.spikes.to_json(),
             **self.incidents.to_json(),
             "config_changes": self.config_changes,
@@ -62,8 +66,15 @@ class RunState:
             return step < now
         if record["kind"] == "evaluation":
             return self.last_evaluation is not None and self.last_evaluation[0] == now
-        # Decisions, changes and resumes come after the checkpoint of their step; they are made, and written, again.
-        return record["kind"] not in ("decision", "configuration", "resume")
+        if record["kind"] == "forgetting":
+            told = self.forgetting.told.get(record.get("what", ""))
+            return told is not None and told.step == now
+        if record["kind"] == "decision":
+            # Those on topics come after the checkpoint of their step, mostly; they are made, and written, again.
+            known = {(decision.at_sample, decision.moves) for decision in self.stream.decisions}
+            return (record.get("at_sample"), record.get("moves", "topics")) in known
+        # Changes and resumes come after the checkpoint of their step, too.
+        return record["kind"] not in ("configuration", "resume")
 
 
 def start_run_state(job: JobConfig, *, vocab_size: int, cache_builder: bool) -> RunState:
@@ -116,6 +127,7 @@ def resume_run_state(
             incidents=IncidentLog(job.healing, state.get("incidents", ()), int(state.get("in_a_row", 0))),
             first_evaluation=_evaluation(state.get("first_evaluation")),
             last_evaluation=_evaluation(state.get("last_evaluation")),
+            forgetting=_forgetting(state, where),
             config_changes=list(state.get("config_changes", ())),
             changed_now=changes,
         )
@@ -124,6 +136,19 @@ def resume_run_state(
         raise DamagedCheckpoint(told) from None
     if changes:
         found.config_changes.append({"step": trajectory.step, "changes": changes})
+    return found
+
+
+def _forgetting(state: Mapping[str, Any], where: str) -> ForgettingMemory:
+    """The guard's memory. In a checkpoint that is older than it, the earliest evaluation that is known is what later
+    ones are compared with."""
+    if "forgetting" in state:
+        return ForgettingMemory.from_json(state["forgetting"], where)
+    found = ForgettingMemory()
+    for known in (_evaluation(state.get("first_evaluation")), _evaluation(state.get("last_evaluation"))):
+        if known is not None:
+            step, result = known
+            found.begin(step, loss_figures(result.loss_by_component, result.tokens_by_component))
     return found
 
 

@@ -43,7 +43,8 @@ class RestoreShare:
             ValueError: nothing can be moved; says why.
         """
         step, factor, cap = (exact(value) for value in (self.config.step, self.config.factor, self.config.cap))
-        asked = {name: max(weights[name], min(cap, factor * weights[name] + step)) - weights[name] for name in forgotten}
+        wanted = {name: min(cap, factor * weights[name] + step) for name in forgotten}
+        asked = {name: max(Fraction(0), wanted[name] - weights[name]) for name in forgotten}
         if sum(asked.values()) == 0:
             raise ValueError(f"the cap of {self.config.cap} on a source's weight is reached")
         givers = {name: weight for name, weight in weights.items() if weight > 0 and name not in forgotten}
@@ -52,8 +53,8 @@ class RestoreShare:
         part = min(Fraction(1), available / sum(asked.values(), Fraction(0)))
         raised = {name: weights[name] + part * asked[name] for name in forgotten}
         rest = scaled_within(givers, lowest, givers, 1 - sum(raised.values(), Fraction(0)))
-        wanted = {name: {**raised, **rest}.get(name, Fraction(0)) for name in weights}
-        new = dict(zip(wanted, rounded(list(wanted.values()), DENOMINATOR), strict=True))
+        exactly = [{**raised, **rest}.get(name, Fraction(0)) for name in weights]
+        new = dict(zip(weights, rounded(exactly, DENOMINATOR), strict=True))
         if not any(new[name] > weights[name] for name in forgotten):
-            raise ValueError(f"the other sources are at their floor of {self.config.floor} of their planned weights")
-        return Proposal(new, {"planned_weight": {name: float(weight) for name, weight in planned.items() if weight > 0}})
+            raise ValueError(f"no other source has more than its floor of {self.config.floor} of its planned weight")
+        return Proposal(new, {"planned_weight": {name: float(weight) for name, weight in planned.items()}})
