@@ -96,14 +96,16 @@ class Training:
             lock = self._lock(job)
             on_rank_zero(lock.acquire)
             try:
-                self._train(job, architecture, runtime, watchdog)
+                self._train(job, arguments, architecture, runtime, watchdog)
             finally:
                 lock.release()
         self.stop_signal.finish()
         watchdog.stop()
         shut_down()
 
-    def _train(self, job: JobConfig, architecture: Any, runtime: Any, watchdog: Watchdog) -> None:
+    def _train(
+        self, job: JobConfig, arguments: Sequence[str], architecture: Any, runtime: Any, watchdog: Watchdog
+    ) -> None:
         import yaml
 
         from megatron_synE.progress import ProgressLine
@@ -112,6 +114,7 @@ class Training:
         from megatron_synE.training.loop import TrainingLoop
         from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter
         from megatron_synE.training.setup import build_run
+        from megatron_synE.training.start_record import start_record
 
         def say(line: str) -> None:
             if runtime.is_main:
@@ -122,12 +125,17 @@ class Training:
         run = build_run(job, job_json, architecture, runtime, say)
         directory = folder_of_records(job) if runtime.is_main else None
         curves = [] if directory is None else curves_of(job.logging, job_json, directory, say)
-        metrics = MetricsWriter(
-            directory, resumed_step=run.first_step, curves=curves, keeps=run.state.stands_for
-        )
+
+        def stands(record: dict[str, Any]) -> bool:
+            repeated = record["kind"] == "start" or record.get("reason") == "error"  # what this start does anew
+            return run.state.stands_for(record) and not (repeated and record["step"] == run.first_step)
+
+        metrics = MetricsWriter(directory, resumed_step=run.first_step, curves=curves, keeps=stands)
         metrics.text("configuration", run.first_step, yaml.safe_dump(job_json, allow_unicode=True, sort_keys=False))
         if metrics.num_damaged:
             say(f"WARNING: {directory}: {metrics.num_damaged} unreadable lines moved to {METRICS_FILE}.damaged")
+        if runtime.is_main:
+            metrics.write("start", run.first_step, {**run.state.position(), **start_record(run, arguments)})
         progress = ProgressLine(first_step=run.first_step, last_step=run.last_step, show=runtime.is_main)
         for line in summary(run):
             progress.note(line)

@@ -10,7 +10,6 @@ same checks, for a number of processes, and tells the plan.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -28,17 +27,11 @@ from megatron_synE.kernels import choice
 from megatron_synE.kernels._native import extension
 from megatron_synE.kernels.selection import OPS
 from megatron_synE.runtime.device import has_gpu
+from megatron_synE.runtime.software import version
 from megatron_synE.runtime.transformer_engine import transformer_engine_problem, transformer_engine_version
 from megatron_synE.training.checks import examine_job
 
 LIBRARIES = ("torch", "megatron-core", "transformers", "numpy", "gigatoken")
-
-
-def version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def transformer_engine() -> str:

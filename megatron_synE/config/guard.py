@@ -80,7 +80,7 @@ class RestoreConfig:
     """Part of the weight its stage gives it that every other source keeps."""
     cooldown_steps: int | None = None
     """Steps after a restoration in which the same source gets none: it has to take effect first. None: two times
-    `evaluation.interval_steps`."""
+    `evaluation.interval_steps`, or that of the benchmarks."""
     max_restorations: int = 5
     """Most restorations of one source in a run; after them the guard warns."""
 

@@ -6,6 +6,7 @@ is its first measurement: at step 0, or where the run began to be measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -28,8 +29,8 @@ class Figure:
 
     value: float
     """Mean loss in nats per token; or accuracy, 0 to 1."""
-    num_measured: int
-    """Held-out tokens, or items: the same ones have to be compared."""
+    measured_on: str
+    """What identifies the held-out text or the requests: only the same can be compared."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,23 @@ def loss_figures(losses: Mapping[str, float], tokens: Mapping[str, int]) -> dict
 
     Args: component → mean loss, and the number of tokens that it is the mean of.
     """
-    found = {f"loss of {name}": Figure(loss, tokens[name]) for name, loss in losses.items()}
+    found = {f"loss of {name}": Figure(loss, f"{tokens[name]} tokens") for name, loss in losses.items()}
     by_source: dict[str, list[str]] = {}
     for name in losses:
         by_source.setdefault(name.partition("/")[0], []).append(name)
     for source, names in by_source.items():
         total = sum(tokens[name] for name in names)
-        found[f"loss of {source}"] = Figure(sum(losses[name] * tokens[name] for name in names) / total, total)
+        mean = math.fsum(losses[name] * tokens[name] for name in names) / total
+        found[f"loss of {source}"] = Figure(losses[source] if names == [source] else mean, f"{total} tokens")
     return found
 
 
-def accuracy_figures(accuracies: Mapping[str, float], num_items: Mapping[str, int]) -> dict[str, Figure]:
-    """The figures of a benchmark measurement. Args: task → accuracy (0 to 1), and the number of items."""
-    return {f"acc of {task}": Figure(value, num_items[task]) for task, value in accuracies.items()}
+def accuracy_figures(scores: Mapping[str, Mapping[str, float]], fingerprints: Mapping[str, str]) -> dict[str, Figure]:
+    """The figures of a benchmark measurement.
+
+    Args: task → metric → value, of which `acc` counts, and a hash of what was asked.
+    """
+    return {f"acc of {task}": Figure(values["acc"], fingerprints[task]) for task, values in scores.items()}
 
 
 def bounds_of(guard: GuardConfig, data: DataConfig) -> dict[str, Bound]:
@@ -130,7 +135,7 @@ class ForgettingMemory:
         new = [
             what
             for what, figure in figures.items()
-            if what not in self.baselines or self.baselines[what].num_measured != figure.num_measured
+            if what not in self.baselines or self.baselines[what].measured_on != figure.measured_on
         ]
         for what in new:
             self.baselines[what] = Baseline(**asdict(figures[what]), step=step)
@@ -180,9 +185,7 @@ class ForgettingMemory:
         found = ForgettingMemory()
         for what in baselines.content:
             inner = baselines.inner(what)
-            found.baselines[what] = Baseline(
-                inner.number("value"), inner.integer("num_measured", low=1), inner.integer("step")
-            )
+            found.baselines[what] = Baseline(inner.number("value"), inner.text("measured_on"), inner.integer("step"))
         for what in told.content:
             inner = told.inner(what)
             found.told[what] = Told(inner.integer("step"), inner.number("value"))

@@ -26,11 +26,6 @@ class Guard:
         self._bounds = bounds_of(self._config, run.job.data)
         self._strategy = RestoreShare(self._config.restore)
 
-    def lacks_baseline(self) -> bool:
-        """Whether a guarded loss was never measured: a run that began without."""
-        baselines = self._memory.baselines
-        return any(bound.is_loss and what not in baselines for what, bound in self._bounds.items())
-
     def look(self, figures: Mapping[str, Figure]) -> bool:
         """Judge a measurement of the weights as they are; called once for each. Whether the mixture was moved.
 
@@ -126,8 +121,8 @@ class Guard:
 
 def cooldown_steps(config: EvaluationConfig) -> int:
     """Steps after a restoration in which the same source gets none."""
-    own, interval = config.guard.restore.cooldown_steps, config.interval_steps
-    return own if own is not None else 2 * (interval or 1)
+    own = config.guard.restore.cooldown_steps
+    return own if own is not None else 2 * (config.interval_steps or config.benchmarks.interval_steps or 1)
 
 
 def was_raised(decision: Decision, source: str) -> bool:
