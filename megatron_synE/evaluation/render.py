@@ -3,7 +3,7 @@
     python -m megatron_synE.evaluation.render
 
 `training.rendering` starts it, writes one JSON object to its stdin and reads one from its stdout: `problems` and
-`notes`. What a library prints goes to stderr. It dies with its parent.
+`notes`. What a library prints goes to stderr. It dies with its parent, and heeds no signal that stops a run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from megatron_synE.evaluation.local_task import LocalTask
 
 FIELD = "evaluation.benchmarks"
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""Those that are the parent's to heed."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -218,8 +216,6 @@ def main() -> None:
     """Answer what stands on stdin."""
     asked = json.load(sys.stdin)
     _die_with(asked["parent"])
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TQDM_DISABLE="1")
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

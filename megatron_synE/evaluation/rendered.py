@@ -132,7 +132,7 @@ class RenderedBenchmarks:
         }  # fmt: skip
         content = np.frombuffer(json.dumps(text, ensure_ascii=False).encode("utf-8"), np.uint8)
         whole = io.BytesIO()
-        np.savez(whole, allow_pickle=False, tasks=content, **self._arrays)  # type: ignore[arg-type]
+        np.savez(whole, allow_pickle=False, tasks=content, **self._arrays)
         with output_file(path) as file:
             file.write(f"{xxhash.xxh3_128_hexdigest(whole.getbuffer())}\n".encode("ascii"))
             file.write(whole.getbuffer())
