@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_synE.command_line import described
 from megatron_synE.corpus.tokenizers import build_tokenizer
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
 from megatron_synE.evaluation.rendered import RenderedBenchmarks, RenderedBuilder, RenderedItem, read_rendered
@@ -111,7 +112,7 @@ def _identity(asked: Mapping[str, Any], loaded: Mapping[str, LoadedTasks], encod
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         code.update(file.read_bytes())
-    return {
+    made_of = {
         "tasks": {name: list(tasks.task_dict["tasks"]) for name, tasks in loaded.items()},
         "data_files": {name: tasks.data_files for name, tasks in loaded.items()},
         "templates": {name: tasks.templates for name, tasks in loaded.items()},
@@ -120,6 +121,7 @@ def _identity(asked: Mapping[str, Any], loaded: Mapping[str, LoadedTasks], encod
         "lm_eval": version("lm_eval"),
         "code": code.hexdigest(),
     }
+    return dict(json.loads(json.dumps(made_of)))  # as it comes back from the file
 
 
 def _made_before(output: Path | None, identity: Mapping[str, Any]) -> RenderedBenchmarks | None:
@@ -141,15 +143,16 @@ def _rendered(
     with ProgressBar("rendering benchmarks", len(loaded), "benchmarks") as bar:
         for name, tasks in loaded.items():
             own = tasks.task_dict["tasks"].values()
-            items = [item for task in own for item in _items(task, asked["limit"], encoder)]
+            try:
+                items = [item for task in own for item in _items(task, asked["limit"], encoder)]
+            except ValueError as error:
+                raise Problems(f"{FIELD}: {name}: {error}") from error
             notes += _checked(name, items, asked)
             metrics = next(list(task.aggregation()) for task in own)
             assert set(metrics) <= set(METRICS), (name, metrics)
             builder.add(
-                name, items, metrics=metrics,
-                num_fewshot=max(task.config.num_fewshot for task in own),
-                inputs={**tasks.templates, **tasks.data_files},
-            )  # fmt: skip
+                name, items, metrics=metrics, num_fewshot=max(task.config.num_fewshot for task in own)
+            )
             bar.advance(1)
     return builder.finish(identity, [*notes, encoder.bos.describe(), *encoder.notes()])
 
@@ -224,6 +227,8 @@ def main() -> None:
         notes = render(asked)
     except Problems as found:
         problems = str(found).splitlines()
+    except OSError as error:
+        problems = [f"{FIELD}: {described(error)}"]
     with answer:
         json.dump({"problems": problems, "notes": notes}, answer, ensure_ascii=False)
 

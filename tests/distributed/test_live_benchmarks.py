@@ -44,7 +44,7 @@ def made_up() -> Any:
             lengths = random.integers(1, 30, 4).tolist()
             requests = [ScoringRequest(context, choice) for choice in choices]
             items.append(RenderedItem(requests, lengths, [3 * length for length in lengths], [int(random.integers(4))]))
-        builder.add(name, items, metrics=["acc", "acc_norm", "acc_bytes"], num_fewshot=0, inputs={})
+        builder.add(name, items, metrics=["acc", "acc_norm", "acc_bytes"], num_fewshot=0)
     return builder.finish({})
 
 
