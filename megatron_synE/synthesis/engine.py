@@ -17,13 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from megatron_synE.config.synthesis import SynthesisConfig
+from megatron_synE.journal import DISK_FULL, DiskFull
 from megatron_synE.progress import ProgressBar, duration
 from megatron_synE.synthesis.client import Answer, ChatClient, EndpointError, PermanentError, TransientError
 from megatron_synE.synthesis.feed import Feed
-from megatron_synE.synthesis.journal import DISK_FULL, DiskFull, Paid, Pending, Shard, request_seed
 from megatron_synE.synthesis.pace import Pace
+from megatron_synE.synthesis.request import Paid, request_seed
 from megatron_synE.synthesis.reserve import Reserve
 from megatron_synE.synthesis.results import Budget, Results
+from megatron_synE.synthesis.shard import Pending, Shard
 from megatron_synE.synthesis.tally import Tallies
 from megatron_synE.synthesis.task import Accepted, ContentError
 

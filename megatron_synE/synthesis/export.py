@@ -24,8 +24,8 @@ from megatron_synE.progress import ProgressBar
 from megatron_synE.sandbox.run_code import CodeLimits, passes_examples
 from megatron_synE.synthesis.corrupt import METHODS, chosen, corrupt
 from megatron_synE.synthesis.duplicates import SeenTexts
+from megatron_synE.synthesis.finished import settled_rows
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
-from megatron_synE.synthesis.journal import settled_rows
 from megatron_synE.synthesis.labels import LabelReport, agreed_labels
 from megatron_synE.synthesis.parse import code_blocks
 from megatron_synE.synthesis.prompts import fill

@@ -8,9 +8,11 @@ import math
 from collections.abc import Iterator
 
 from megatron_synE.synthesis.claims import Claim, Claims
+from megatron_synE.synthesis.finished import FinishedShard, reopen, tidy
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
-from megatron_synE.synthesis.journal import FinishedShard, Pending, Settings, Shard, reopen, tidy
+from megatron_synE.synthesis.request import Settings
 from megatron_synE.synthesis.results import Results
+from megatron_synE.synthesis.shard import Pending, Shard
 from megatron_synE.synthesis.task import Tasks
 
 MAX_LIVE_PER_SLOT = 4

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from megatron_synE.config.json_fields import JsonFields
 from megatron_synE.config.synthesis import BudgetConfig, PricesConfig
 from megatron_synE.synthesis.claims import read_owner
+from megatron_synE.synthesis.finished import FinishedShard, former_tallies, journal_tallies
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
-from megatron_synE.synthesis.journal import FinishedShard, former_tallies, journal_tallies
 from megatron_synE.synthesis.tally import Tallies
 
 

@@ -14,7 +14,7 @@ from megatron_synE.synthesis.client import ChatClient
 from megatron_synE.synthesis.engine import Engine
 from megatron_synE.synthesis.feed import Feed
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards, durable_file
-from megatron_synE.synthesis.journal import Settings
+from megatron_synE.synthesis.request import Settings
 from megatron_synE.synthesis.results import Results
 from megatron_synE.synthesis.task import Tasks
 

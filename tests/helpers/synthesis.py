@@ -30,7 +30,7 @@ from megatron_synE.config.synthesis import (
     SynthesisConfig,
 )  # fmt: skip
 from megatron_synE.synthesis.folder import JobFolder, durable_file
-from megatron_synE.synthesis.journal import request_seed
+from megatron_synE.synthesis.request import request_seed
 from megatron_synE.synthesis.run import Ending, run_job
 from megatron_synE.synthesis.status import job_status
 from megatron_synE.synthesis.task import Accepted, ContentError, Rejected, Snippet, Task

@@ -10,8 +10,9 @@ from megatron_synE.config.answers import AnswersConfig
 from megatron_synE.config.snippets import SnippetsConfig, SnippetSource
 from megatron_synE.config.synthesis import SamplingConfig
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
-from megatron_synE.synthesis.journal import Paid, Settings, Shard
 from megatron_synE.synthesis.prompts import load_prompts
+from megatron_synE.synthesis.request import Paid, Settings
+from megatron_synE.synthesis.shard import Shard
 from megatron_synE.synthesis.snippets import prepare_snippets
 from megatron_synE.synthesis.task import Accepted, ContentError, Snippet
 from megatron_synE.synthesis.tasks import PromptTasks

@@ -16,8 +16,8 @@ import pytest
 
 from megatron_synE.synthesis.client import EndpointError
 from megatron_synE.synthesis.engine import Engine
+from megatron_synE.synthesis.finished import settled_rows
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
-from megatron_synE.synthesis.journal import settled_rows
 from megatron_synE.synthesis.status import job_status
 from tests.helpers.fault_server import ANSWER_FAULTS, FAULTS, LASTING_FAULTS, Behaviour, fault_server
 from tests.helpers.synthesis import (
@@ -321,7 +321,7 @@ def rows_of_journals(folder: JobFolder) -> list[dict[str, Any]]:
 
 def test_the_identity_of_a_request_depends_on_what_it_should(tmp_path: Path) -> None:
     from megatron_synE.config.synthesis import SamplingConfig
-    from megatron_synE.synthesis.journal import Settings, request_identity
+    from megatron_synE.synthesis.request import Settings, request_identity
     from megatron_synE.synthesis.task import Snippet
 
     snippet, task, settings = Snippet("a", "text"), ToyTask("toy"), Settings("m", SamplingConfig())

@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 
 from megatron_synE.config.synthesis import SamplingConfig
+from megatron_synE.synthesis.finished import FinishedShard, finished_rows, reopen, settled_rows
 from megatron_synE.synthesis.folder import JobFolder, SnippetShards
-from megatron_synE.synthesis.journal import (
-    FinishedShard,
-    Paid,
-    Settings,
-    Shard,
-    finished_rows,
-    reopen,
-    request_seed,
-    settled_rows,
-)
+from megatron_synE.synthesis.request import Paid, Settings, request_seed
+from megatron_synE.synthesis.shard import Shard
 from tests.helpers.fault_server import MODEL, answer_text, fault_server
 from tests.helpers.synthesis import PRICES, ToyTasks, check_ledger, config, job_status, prepare, result_files, run_toy
 
