@@ -108,6 +108,7 @@ class Training:
     ) -> None:
         import yaml
 
+        from megatron_synE.evaluation.live_benchmarks import LiveBenchmarks, render_for_all
         from megatron_synE.progress import ProgressLine
         from megatron_synE.training.config_changes import as_json
         from megatron_synE.training.curves import curves_of
@@ -120,9 +121,16 @@ class Training:
             if runtime.is_main:
                 print(line, file=sys.stderr, flush=True)
 
+        watchdog.beat("rendering benchmarks", slow=True)
+        rendered = render_for_all(job, architecture, runtime, folder_of_records(job), say)
         watchdog.beat("building the run and reading its checkpoint", slow=True)
         job_json = as_json(job)
         run = build_run(job, job_json, architecture, runtime, say)
+        benchmarks = None
+        if rendered is not None:
+            tokens = job.evaluation.benchmarks.tokens_per_batch
+            benchmarks = LiveBenchmarks(rendered, run.model_chunks, runtime, tokens)
+            run.state.compare_benchmarks(benchmarks.fingerprints)
         directory = folder_of_records(job) if runtime.is_main else None
         curves = [] if directory is None else curves_of(job.logging, job_json, directory, say)
 
@@ -141,7 +149,7 @@ class Training:
             progress.note(line)
         failed = True
         try:
-            TrainingLoop(run, metrics, progress, self.stop_signal, watchdog).train()
+            TrainingLoop(run, metrics, progress, self.stop_signal, watchdog, benchmarks).train()
             failed = False
         finally:
             progress.close()

@@ -94,7 +94,8 @@ def op_lines() -> list[str]:
 
 def about(job: JobConfig) -> tuple[list[str], list[str]]:
     """Why a run of the job would not start on this machine, and what else is to be known of it. Writes nothing."""
-    found = examine_job(job, max(1, job.parallel.model_parallel_size), keep_indices=False)
+    world_size = max(1, job.parallel.model_parallel_size)
+    found = examine_job(job, world_size, keep_indices=False, render_benchmarks=True)
     return found.lacking + found.problems, found.notes
 
 

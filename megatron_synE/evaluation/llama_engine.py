@@ -47,6 +47,8 @@ class EngineOptions:
     """How much goes through the model at once."""
     max_length_tokens: int | None = None
     """Longest context and continuation together; none for the model's context."""
+    share_prefixes: bool = True
+    """Compute what requests begin with in common once; the answers are the same without."""
     end_of_text_ids: Collection[int] = ()
     """Tokens that end a generated text."""
 
@@ -222,8 +224,8 @@ class LlamaEngine:
     ) -> list[LogLikelihood]:  # fmt: skip
         return score(
             self._chunks, [ScoringRequest(*request) for request in requests], device=self._runtime.device,
-            max_length_tokens=self.max_length_tokens, limits=self._options.limits, host_group=self._runtime.host_group,
-            on_done=on_done,
+            max_length_tokens=self.max_length_tokens, limits=self._options.limits,
+            share_prefixes=self._options.share_prefixes, host_group=self._runtime.host_group, on_done=on_done,
         )  # fmt: skip
 
     def _generate(
@@ -234,7 +236,8 @@ class LlamaEngine:
         return generate(
             self._chunks, prompts, device=self._runtime.device, is_finished=is_finished,
             end_of_text_ids=frozenset(self._options.end_of_text_ids), max_length_tokens=self.max_length_tokens,
-            limits=self._options.limits, host_group=self._runtime.host_group, on_done=on_done,
+            limits=self._options.limits, share_prefixes=self._options.share_prefixes,
+            host_group=self._runtime.host_group, on_done=on_done,
         )  # fmt: skip
 
     @contextmanager
