@@ -238,7 +238,9 @@ setup(
     package_dir={"megatron_synE_tools": "tools"},
     py_modules=["pretrain_llama3_synE"],
     entry_points={"console_scripts": [f"{name} = {function}" for name, function in COMMANDS.items()]},
-    package_data={"megatron_synE": ["py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/*.yaml", "evaluation/tasks/README.md"]},
+    package_data={
+        "megatron_synE": ["py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/*.yaml", "evaluation/tasks/*.md"]
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=extensions(),
