@@ -96,44 +96,60 @@ class Training:
             lock = self._lock(job)
             on_rank_zero(lock.acquire)
             try:
-                self._train(job, architecture, runtime, watchdog)
+                self._train(job, arguments, architecture, runtime, watchdog)
             finally:
                 lock.release()
         self.stop_signal.finish()
         watchdog.stop()
         shut_down()
 
-    def _train(self, job: JobConfig, architecture: Any, runtime: Any, watchdog: Watchdog) -> None:
+    def _train(
+        self, job: JobConfig, arguments: Sequence[str], architecture: Any, runtime: Any, watchdog: Watchdog
+    ) -> None:
         import yaml
 
+        from megatron_synE.evaluation.live_benchmarks import LiveBenchmarks, render_for_all
         from megatron_synE.progress import ProgressLine
         from megatron_synE.training.config_changes import as_json
         from megatron_synE.training.curves import curves_of
         from megatron_synE.training.loop import TrainingLoop
         from megatron_synE.training.metrics import METRICS_FILE, MetricsWriter
         from megatron_synE.training.setup import build_run
+        from megatron_synE.training.start_record import start_record
 
         def say(line: str) -> None:
             if runtime.is_main:
                 print(line, file=sys.stderr, flush=True)
 
+        watchdog.beat("rendering benchmarks", slow=True)
+        rendered = render_for_all(job, architecture, runtime, folder_of_records(job), say)
         watchdog.beat("building the run and reading its checkpoint", slow=True)
         job_json = as_json(job)
         run = build_run(job, job_json, architecture, runtime, say)
+        benchmarks = None
+        if rendered is not None:
+            tokens = job.evaluation.benchmarks.tokens_per_batch
+            benchmarks = LiveBenchmarks(rendered, run.model_chunks, runtime, tokens)
+            run.state.compare_benchmarks(benchmarks.fingerprints)
         directory = folder_of_records(job) if runtime.is_main else None
         curves = [] if directory is None else curves_of(job.logging, job_json, directory, say)
-        metrics = MetricsWriter(
-            directory, resumed_step=run.first_step, curves=curves, keeps=run.state.stands_for
-        )
+
+        def stands(record: dict[str, Any]) -> bool:
+            repeated = record["kind"] == "start" or record.get("reason") == "error"  # what this start does anew
+            return run.state.stands_for(record) and not (repeated and record["step"] == run.first_step)
+
+        metrics = MetricsWriter(directory, resumed_step=run.first_step, curves=curves, keeps=stands)
         metrics.text("configuration", run.first_step, yaml.safe_dump(job_json, allow_unicode=True, sort_keys=False))
         if metrics.num_damaged:
             say(f"WARNING: {directory}: {metrics.num_damaged} unreadable lines moved to {METRICS_FILE}.damaged")
+        if runtime.is_main:
+            metrics.write("start", run.first_step, {**run.state.position(), **start_record(run, arguments)})
         progress = ProgressLine(first_step=run.first_step, last_step=run.last_step, show=runtime.is_main)
         for line in summary(run):
             progress.note(line)
         failed = True
         try:
-            TrainingLoop(run, metrics, progress, self.stop_signal, watchdog).train()
+            TrainingLoop(run, metrics, progress, self.stop_signal, watchdog, benchmarks).train()
             failed = False
         finally:
             progress.close()

@@ -23,7 +23,6 @@ from typing import Any
 
 from megatron_synE.command_line import ToolParser, run_tool
 
-TOKENIZER_DIRECTORY = "tokenizer"
 DTYPES = ("bfloat16", "float16", "float32")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -78,6 +77,7 @@ def resize_model(checkpoint: Path, output: Path, resize_vocab: Path) -> Path:
     """Write the weights with a larger vocabulary as step 0 of another directory."""
     from megatron_synE.checkpoint.hf.exporting import identity_of
     from megatron_synE.checkpoint.layout import read_architecture, resolve
+    from megatron_synE.checkpoint.tokenizer_files import find_tokenizer
     from megatron_synE.checkpoint.whole_writer import model_tensors
 
     directory = resolve(checkpoint)
@@ -96,6 +96,7 @@ def write(
     from megatron_synE.checkpoint import find_latest
     from megatron_synE.checkpoint.hf.config import CONFIG_FILE
     from megatron_synE.checkpoint.hf.exporting import copy_tokenizer
+    from megatron_synE.checkpoint.tokenizer_files import TOKENIZER_DIRECTORY
     from megatron_synE.checkpoint.vocabulary import EXTENSION_FILE, read_extension, resize
     from megatron_synE.checkpoint.whole_writer import write_whole
 
@@ -155,21 +156,6 @@ def prompt_ids(prompts: list[str] | None, hf_dir: Path, vocab_size: int) -> list
     return found
 
 
-def find_tokenizer(checkpoint: Path) -> Path | None:
-    """The tokenizer's directory: beside the checkpoint, beside the one its run started from, or the HF model itself."""
-    from megatron_synE.checkpoint.layout import read_state, resolve
-
-    directory = resolve(checkpoint)
-    started_from: dict[str, Any] = (read_state(directory).get("config") or {}).get("checkpoint") or {}
-    candidates = [directory.parent / TOKENIZER_DIRECTORY]
-    if started_from.get("load"):
-        candidates += [Path(started_from["load"]) / TOKENIZER_DIRECTORY]
-        candidates += [Path(started_from["load"]).parent / TOKENIZER_DIRECTORY]
-    if started_from.get("init_from_hf"):
-        candidates.append(Path(started_from["init_from_hf"]))
-    return next((candidate for candidate in candidates if candidate.is_dir()), None)
-
-
 def export_model(
     checkpoint: Path, hf_dir: Path, dtype: str | None, tokenizer_dir: Path | None, max_shard_size_bytes: int
 ) -> list[Path]:
@@ -177,6 +163,7 @@ def export_model(
     import torch
 
     from megatron_synE.checkpoint.hf.exporting import export_to_hf
+    from megatron_synE.checkpoint.tokenizer_files import find_tokenizer
 
     tokenizer_dir = tokenizer_dir or find_tokenizer(checkpoint)
     if tokenizer_dir is None:

@@ -10,7 +10,6 @@ same checks, for a number of processes, and tells the plan.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -28,17 +27,11 @@ from megatron_synE.kernels import choice
 from megatron_synE.kernels._native import extension
 from megatron_synE.kernels.selection import OPS
 from megatron_synE.runtime.device import has_gpu
+from megatron_synE.runtime.software import version
 from megatron_synE.runtime.transformer_engine import transformer_engine_problem, transformer_engine_version
 from megatron_synE.training.checks import examine_job
 
 LIBRARIES = ("torch", "megatron-core", "transformers", "numpy", "gigatoken")
-
-
-def version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def transformer_engine() -> str:
@@ -101,7 +94,8 @@ def op_lines() -> list[str]:
 
 def about(job: JobConfig) -> tuple[list[str], list[str]]:
     """Why a run of the job would not start on this machine, and what else is to be known of it. Writes nothing."""
-    found = examine_job(job, max(1, job.parallel.model_parallel_size), keep_indices=False)
+    world_size = max(1, job.parallel.model_parallel_size)
+    found = examine_job(job, world_size, keep_indices=False, render_benchmarks=True)
     return found.lacking + found.problems, found.notes
 
 

@@ -70,6 +70,14 @@ class CorpusTokenizer:
     backend: Backend
     special_tokens_in_text: bool = False
     """Whether characters that spell a special token become it."""
+    bos_id: int | None = None
+    """The token that begins a text; None where the files name none."""
+    bos_text: str = ""
+    """Its characters."""
+    declines_bos: bool = False
+    """Whether the files say that no text is to begin with it (`"add_bos_token": false`)."""
+    special_ids: frozenset[int] = frozenset()
+    """Tokens that stand for no text."""
 
     def encode_batch(self, texts: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """Return (tokens [N], offsets [documents + 1]) of the texts end to end, without an end-of-document token."""
@@ -250,16 +258,35 @@ def _huggingface(name: str, file: Path, data: bytes, fast: bool, special: bool) 
     ids = {token["content"]: int(token["id"]) for token in added}
     base_ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))  # a unigram's vocabulary is a list
     reference = HuggingFaceBackend(data.decode("utf-8"), special)
-    eod_id = _huggingface_eod(file.parent, {**vocab, **ids} if isinstance(vocab, dict) else ids)
+    all_ids = {**vocab, **ids} if isinstance(vocab, dict) else ids
+    bos_text = _huggingface_bos(file.parent, all_ids)
     return CorpusTokenizer(
         type="HuggingFaceTokenizer",
         name=name,
         vocab_size=max([*base_ids, *ids.values()]) + 1,
-        eod_id=eod_id,
+        eod_id=_huggingface_eod(file.parent, all_ids),
         fingerprint=_fingerprint(content),
         backend=_fastest(lambda: data.decode("utf-8"), reference, list(ids), fast, special),
         special_tokens_in_text=special,
+        bos_id=all_ids.get(bos_text),
+        bos_text=bos_text,
+        declines_bos=_read_json(file.parent / "tokenizer_config.json").get("add_bos_token") is False,
+        special_ids=frozenset(int(token["id"]) for token in added if token.get("special")),
     )
+
+
+def _huggingface_bos(directory: Path, ids: dict[str, int]) -> str:
+    """The begin-of-text token that the files beside ``tokenizer.json`` name, or one that goes by a customary name.
+
+    Files that say there is none are believed: config.json's ``bos_token_id`` may name a token that never begins a text.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        content = _read_json(directory / name)
+        if "bos_token" in content:
+            token = content["bos_token"]
+            token = token.get("content") if isinstance(token, dict) else token
+            return token if token in ids else ""
+    return next((token for token in (llama3.BEGIN_OF_TEXT, "<s>", "<bos>") if token in ids), "")
 
 
 def _huggingface_eod(directory: Path, ids: dict[str, int]) -> int | None:
@@ -297,6 +324,9 @@ def _tiktoken(name: str, file: Path, data: bytes, fast: bool, special: bool) -> 
         fingerprint=hashlib.sha256(data).hexdigest()[:32],
         backend=_fastest(lambda: llama3.tokenizer_json(ranks), reference, special_tokens, fast, special),
         special_tokens_in_text=special,
+        bos_id=len(ranks) + special_tokens.index(llama3.BEGIN_OF_TEXT),
+        bos_text=llama3.BEGIN_OF_TEXT,
+        special_ids=frozenset(range(len(ranks), len(ranks) + len(special_tokens))),
     )
 
 
@@ -316,7 +346,8 @@ def _sentencepiece(name: str, file: Path, data: bytes, fast: bool, special: bool
         return str(sentencepiece_to_tokenizer_json(data))
 
     reference = SentencePieceBackend(data)
-    eos = reference.processor.eos_id()
+    eos, bos = reference.processor.eos_id(), reference.processor.bos_id()
+    control = (number for number in range(reference.processor.vocab_size()) if reference.processor.is_control(number))
     return CorpusTokenizer(
         type="SentencePieceTokenizer",
         name=name,
@@ -324,6 +355,9 @@ def _sentencepiece(name: str, file: Path, data: bytes, fast: bool, special: bool
         eod_id=eos if eos >= 0 else None,
         fingerprint=hashlib.sha256(data).hexdigest()[:32],
         backend=_fastest(as_tokenizer_json, reference, [], fast, special),
+        bos_id=bos if bos >= 0 else None,
+        bos_text=reference.processor.id_to_piece(bos) if bos >= 0 else "",
+        special_ids=frozenset(control),
     )
 
 

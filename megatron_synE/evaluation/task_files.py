@@ -98,13 +98,16 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(benchmark_names())}"
 
 
-def load_tasks(names: Sequence[str], data_dir: Path, *, run_code: bool = False) -> LoadedTasks:
+def load_tasks(
+    names: Sequence[str], data_dir: Path, *, run_code: bool = False, num_fewshot: int | None = None
+) -> LoadedTasks:
     """Read the data of tasks, and make them ready to run.
 
     Args:
         names: as in `resolve_tasks`.
         data_dir: holds the data files, as the table in ``tasks/README.md`` says.
         run_code: programs that a model writes may be run. Otherwise tasks of code have no metric, and a notice says so.
+        num_fewshot: examples in each prompt; by default as the paper has them.
 
     Raises:
         ValueError: a name is unknown; a data file is missing, broken or there in two forms.
@@ -119,7 +122,7 @@ def load_tasks(names: Sequence[str], data_dir: Path, *, run_code: bool = False) 
     for benchmark, wanted in resolve_tasks(names).items():
         file = read_task_file(benchmark)
         loaded.templates.update(file.hashes)
-        config = dict(file.config)
+        config = dict(file.config) | ({} if num_fewshot is None else {"num_fewshot": num_fewshot})
         if config.get("unsafe_code") and not run_code:
             config |= {"unsafe_code": False, "metric_list": [], "process_results": _no_metrics}
             loaded.notices.append(

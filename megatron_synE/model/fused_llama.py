@@ -41,7 +41,7 @@ class FusedLlamaModel(LlamaModel):
 
     def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         labels_BS, loss_mask_BS = kwargs.get("labels"), kwargs.get("loss_mask")
-        if not self.post_process or labels_BS is None:
+        if not self.post_process or not isinstance(labels_BS, torch.Tensor):
             return super()._postprocess(hidden_states, *args, **kwargs)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         mask_BS = torch.ones_like(labels_BS, dtype=torch.float32) if loss_mask_BS is None else loss_mask_BS

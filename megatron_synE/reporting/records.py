@@ -1,30 +1,130 @@
-"""What metrics.jsonl says of a run, as curves over the tokens read."""
+"""What metrics.jsonl says of a run, in bounded memory: curves over the tokens read, events, and sums over all steps."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Curve = list[tuple[int, float]]
-"""Points (tokens read, value), in the order of the file."""
+import orjson
+
+from megatron_synE.reporting.curves import ThinnedCurve
+
+METRICS_FILE = "metrics.jsonl"
+MAX_POINTS = 2000
+"""Of a curve of the whole run."""
+MAX_POINTS_OF_COMPONENT = 400
+"""Of a curve of one component."""
+MAX_EVENTS = 400
+"""Of each kind."""
+DOCUMENTS_NAMED = 20
+"""Of an incident."""
+
+STEP_FIELDS = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "tflops_per_device", "mfu", "step_seconds",
+               "data_seconds", "peak_memory_gib", "global_batch_size")  # fmt: skip
+EVENTS = ("start", "stop", "resume", "configuration", "incident", "decision", "forgetting")
+
+Record = dict[str, Any]
+
+
+class Events:
+    """Records of one kind: the first and the last ones, and how many there are."""
+
+    def __init__(self, max_kept: int = MAX_EVENTS) -> None:
+        self._max_kept = max_kept
+        self.records: list[Record] = []
+        self.num_recorded = 0
+
+    def add(self, record: Record) -> None:
+        """One more."""
+        self.num_recorded += 1
+        self.records.append(record)
+        if len(self.records) > self._max_kept:
+            del self.records[self._max_kept // 2]
+
+    @property
+    def num_left_out(self) -> int:
+        """Those between the first and the last ones."""
+        return self.num_recorded - len(self.records)
+
+
+@dataclass
+class StepTotals:
+    """Sums over the logged steps."""
+
+    num_logged: int = 0
+    num_tokens: int = 0
+    """Read in them."""
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    mfu_seconds: float = 0.0
+    """Sum of MFU × seconds."""
+    peak_memory_gib: float = 0.0
+    num_skipped: int = 0
+    """Steps that did not update the weights."""
+
+
+@dataclass
+class Measurements:
+    """Evaluations of one kind, of a number for each of several names."""
+
+    curves: dict[str, ThinnedCurve] = field(default_factory=dict)
+    first: Record | None = None
+    last: Record | None = None
+    num_recorded: int = 0
+
+    def add(self, record: Record, values: Mapping[str, Any]) -> None:
+        """One more, with its numbers."""
+        self.num_recorded += 1
+        self.first, self.last = self.first or record, record
+        _add_to(self.curves, record, values)
 
 
 @dataclass
 class RunRecords:
-    """Curves and marks; all empty where there are no records."""
+    """All that a report tells of the records; empty where there are none."""
 
-    loss: Curve = field(default_factory=list)
-    """Of each logged step."""
-    heldout_loss: dict[str, Curve] = field(default_factory=dict)
-    """Component → loss on its held-out documents."""
-    marks: dict[str, list[int]] = field(default_factory=dict)
-    """Kind of record (`resume`, `configuration`, `incident`) → tokens read when it was written."""
+    steps: dict[str, ThinnedCurve] = field(
+        default_factory=lambda: {name: ThinnedCurve(MAX_POINTS) for name in STEP_FIELDS}
+    )
+    """Field of a step → its curve."""
+    loss_by_component: dict[str, ThinnedCurve] = field(default_factory=dict)
+    totals: StepTotals = field(default_factory=StepTotals)
+    heldout: Measurements = field(default_factory=Measurements)
+    """Held-out loss of each component."""
+    heldout_means: dict[str, ThinnedCurve] = field(default_factory=dict)
+    """`mean_loss` and `mixture_loss`."""
+    benchmarks: Measurements = field(default_factory=Measurements)
+    """`task metric` → its value."""
+    shares: list[Record] = field(default_factory=list)
+    """The first step with each mixture, with `shares`; of more than MAX_EVENTS every second, fourth … one."""
+    num_mixtures: int = 0
+    events: dict[str, Events] = field(default_factory=lambda: {kind: Events() for kind in EVENTS})
+    """By kind."""
+    num_checkpoints: int = 0
+    checkpoint_seconds: float = 0.0
+    num_records: int = 0
     num_damaged: int = 0
     """Lines that cannot be read."""
+    first_time: float | None = None
+    """Seconds since 1970 of the first record, and of the last."""
+    last_time: float | None = None
+    last_step: int = 0
+    last_tokens: int = 0
+
+    @property
+    def loss(self) -> ThinnedCurve:
+        """Of the training steps."""
+        return self.steps["loss"]
+
+    @property
+    def is_thinned(self) -> bool:
+        """Whether a curve has fewer points than were recorded."""
+        curves = [*self.steps.values(), *self.loss_by_component.values(), *self.heldout.curves.values()]
+        curves += [*self.heldout_means.values(), *self.benchmarks.curves.values()]
+        return any(curve.is_thinned for curve in curves)
 
 
 def read_records(path: Path) -> RunRecords:
@@ -36,28 +136,124 @@ def read_records(path: Path) -> RunRecords:
     found = RunRecords()
     if not path.exists():
         return found
+    mixtures = _Mixtures(found)
     with open(path, "rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-                tokens, kind = int(record["consumed_tokens"]), str(record["kind"])
-            except (ValueError, KeyError, TypeError):
-                found.num_damaged += line.endswith(b"\n")  # the last line may be half-written at this moment
-                continue
-            _add(found, kind, tokens, record)
+        for record in _records(file, found):
+            _add(found, record)
+            mixtures.add(record)
     return found
 
 
-def _add(found: RunRecords, kind: str, tokens: int, record: Mapping[str, Any]) -> None:
+def _records(lines: Iterator[bytes] | Any, found: RunRecords) -> Iterator[Record]:
+    for line in lines:
+        try:
+            record = orjson.loads(line)
+            is_whole = isinstance(record["kind"], str) and record["step"] + record["consumed_tokens"] >= 0
+        except (ValueError, KeyError, TypeError):
+            is_whole = False
+        if is_whole:
+            yield record
+        else:
+            found.num_damaged += line.endswith(b"\n")  # the last line may be half-written at this moment
+
+
+def _add(found: RunRecords, record: Record) -> None:
+    found.num_records += 1
+    found.last_step, found.last_tokens = record["step"], record["consumed_tokens"]
+    if is_number(record.get("time")):
+        found.first_time = record["time"] if found.first_time is None else found.first_time
+        found.last_time = record["time"]
+    kind = record["kind"]
     if kind == "step":
-        found.loss.append((tokens, _number(record.get("loss"))))
-    elif kind == "evaluation" and isinstance(record.get("loss"), dict):
-        for name, loss in record["loss"].items():
-            found.heldout_loss.setdefault(name, []).append((tokens, _number(loss)))
-    elif kind in ("resume", "configuration", "incident"):
-        found.marks.setdefault(kind, []).append(tokens)
+        _add_step(found, record)
+    elif kind == "evaluation":
+        found.heldout.add(record, _mapping(record, "loss"))
+        _add_to(found.heldout_means, record, {name: record.get(name) for name in ("mean_loss", "mixture_loss")})
+    elif kind == "benchmark":
+        found.benchmarks.add(record, benchmark_values(record))
+    elif kind == "checkpoint":
+        found.num_checkpoints += 1
+        found.checkpoint_seconds += _number(record.get("seconds"))
+    elif kind in found.events:
+        found.events[kind].add(_without_documents(record) if kind == "incident" else record)
 
 
-def _number(value: object) -> float:
-    """JSON has no nan: null stands for it."""
-    return float(value) if isinstance(value, int | float) else math.nan
+def _add_step(found: RunRecords, record: Record) -> None:
+    for name, curve in found.steps.items():
+        if name in record:
+            curve.add(record["step"], record["consumed_tokens"], record[name])
+    _add_to(found.loss_by_component, record, _mapping(record, "loss_by_component"))
+    totals = found.totals
+    totals.num_logged += 1
+    totals.seconds += _number(record.get("step_seconds"))
+    totals.data_seconds += _number(record.get("data_seconds"))
+    # The rate was made of the step's own number of tokens; `num_tokens` counts those that have a loss.
+    totals.num_tokens += round(_number(record.get("tokens_per_second")) * _number(record.get("step_seconds")))
+    totals.mfu_seconds += _number(record.get("mfu")) * _number(record.get("step_seconds"))
+    totals.peak_memory_gib = max(totals.peak_memory_gib, _number(record.get("peak_memory_gib")))
+    totals.num_skipped += record.get("updated") is False
+
+
+class _Mixtures:
+    """Keeps the records in which the mixture changes."""
+
+    def __init__(self, found: RunRecords) -> None:
+        self._found, self._stride, self._now = found, 1, None
+
+    def add(self, record: Record) -> None:
+        shares = record.get("shares")
+        if record["kind"] != "step" or not isinstance(shares, dict) or shares == self._now:
+            return
+        self._now = shares
+        if self._found.num_mixtures % self._stride == 0:
+            self._found.shares.append({name: record[name] for name in ("step", "consumed_tokens", "shares")})
+            if len(self._found.shares) > MAX_EVENTS:
+                self._found.shares, self._stride = self._found.shares[::2], self._stride * 2
+        self._found.num_mixtures += 1
+
+
+def benchmark_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`task metric` → value of a record of kind `benchmark`; numbers of items are no metric."""
+    return {
+        f"{task} {metric}": value
+        for task, metrics in _mapping(record, "benchmarks").items()
+        if isinstance(metrics, dict)
+        for metric, value in metrics.items()
+        if metric != "num_items"
+    }
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number. JSON has no nan: null stands for it."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(value: Any) -> float:
+    return value if is_number(value) else 0.0
+
+
+def _mapping(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _add_to(curves: dict[str, ThinnedCurve], record: Record, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name not in curves:
+            curves[name] = ThinnedCurve(MAX_POINTS_OF_COMPONENT)
+        curves[name].add(record["step"], record["consumed_tokens"], value)
+
+
+def _without_documents(record: Record) -> Record:
+    """An incident with the numbers of a few of its documents only: there may be thousands."""
+    listed = record.get("documents")
+    if not isinstance(listed, list):
+        return record
+    kept, num_documents = [], 0
+    for entry in listed:
+        numbers = entry.get("documents", []) if isinstance(entry, dict) else []
+        num_documents += len(numbers)
+        if len(kept) < DOCUMENTS_NAMED and numbers:
+            named = {name: entry.get(name) for name in ("component", "corpus", "epoch")}
+            kept.append({**named, "documents": numbers[: DOCUMENTS_NAMED - len(kept)]})
+    return {**record, "documents": kept, "num_documents": num_documents}

@@ -6,19 +6,22 @@ without a number is left out, so before training there is only the first.
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from megatron_synE.data.stream import DataStream
+from megatron_synE.reporting.colours import colours
+from megatron_synE.reporting.curves import ThinnedCurve
 from megatron_synE.reporting.figures import import_figures
-from megatron_synE.reporting.records import Curve, RunRecords
+from megatron_synE.reporting.records import RunRecords
 
-HUES = (0.58, 0.08, 0.36, 0.0, 0.76, 0.14, 0.88, 0.48, 0.66, 0.25)
-"""One for each source, in this order; more sources share them out anew."""
+Curve = list[tuple[int, float]]
+"""Points (tokens read, value) in their order."""
+
 MANY_COMPONENTS = 36
 """With more, the legend names sources only."""
 MARKS = {
@@ -37,6 +40,26 @@ STAGE_LETTERS = 120
 """So many letters of a stage's name fit over the whole width."""
 
 
+@dataclass(frozen=True)
+class DrawnRecords:
+    """What is drawn of a run's records."""
+
+    loss: Curve
+    heldout_loss: dict[str, Curve]
+    """Component → loss on its held-out documents."""
+    marks: dict[str, list[int]]
+    """Kind of record (`resume`, `configuration`, `incident`) → tokens read when it was written."""
+    num_missing: int
+    """Losses that are no number."""
+    num_damaged: int
+    """Lines that cannot be read."""
+
+    @property
+    def losses(self) -> list[float]:
+        """All of them."""
+        return [value for curve in (self.loss, *self.heldout_loss.values()) for _, value in curve]
+
+
 def stream_figure(stream: DataStream, records: RunRecords, samples: range, consumed: int | None) -> Any:
     """Draw a run, as a matplotlib Figure.
 
@@ -49,49 +72,41 @@ def stream_figure(stream: DataStream, records: RunRecords, samples: range, consu
     """
     figures = import_figures()
     first, end = (sample * stream.seq_length for sample in (samples.start, samples.stop))
-    records = within(records, first, end)
+    drawn = within(records, first, end)
     perplexity = perplexity_of_topics(stream, first, end)
     draws = [lambda axes: draw_mixture(axes, stream, samples, consumed)]
-    if any(math.isfinite(value) for curve in (records.loss, *records.heldout_loss.values()) for _, value in curve):
-        draws.append(lambda axes: draw_losses(axes, records, colours(stream.component_names)))
+    if drawn.losses:
+        draws.append(lambda axes: draw_losses(axes, drawn, colours(stream.component_names)))
     if perplexity:
         draws.append(lambda axes: draw_perplexity(axes, perplexity, colours(stream.component_names)))
     figure = figures.Figure(figsize=(12, 1.5 + 3.4 * len(draws)), layout="constrained")
     panels = figure.subplots(len(draws), 1, sharex=True, squeeze=False)[:, 0]
     for axes, draw in zip(panels, draws, strict=True):
         draw(axes)
-    draw_marks(panels[0], marks(stream, records, first, end))
+    draw_marks(panels[0], marks(stream, drawn, first, end))
     unit, name = next(((unit, name) for unit, name in UNITS if end >= unit), (1, ""))
     panels[-1].set(xlim=(first, end), xlabel="tokens" + (f" ({name})" if name else ""))
     panels[-1].xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
-    draw_legend(figure, stream.component_names, marks(stream, records, first, end))
+    draw_legend(figure, stream.component_names, marks(stream, drawn, first, end))
     return figure
 
 
-def colours(components: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A colour for each component: a source has a hue, its topics go from dark to light."""
-    topics: dict[str, list[str]] = {}
-    for name in components:
-        topics.setdefault(name.partition("/")[0], []).append(name)
-    found = {}
-    for number, names in enumerate(topics.values()):
-        hue = HUES[number] if len(topics) <= len(HUES) else number / len(topics)
-        for place, name in enumerate(names):
-            lightness = 0.5 if len(names) == 1 else 0.3 + 0.5 * place / (len(names) - 1)
-            found[name] = colorsys.hls_to_rgb(hue, lightness, 0.65)
-    return found
-
-
-def within(records: RunRecords, first: int, end: int) -> RunRecords:
+def within(records: RunRecords, first: int, end: int) -> DrawnRecords:
     """The records of tokens [first, end]."""
 
-    def cut(curve: Curve) -> Curve:
-        return [(tokens, value) for tokens, value in curve if first <= tokens <= end]
+    def cut(curve: ThinnedCurve) -> Curve:
+        return [(point.tokens, point.value) for point in curve.points() if first <= point.tokens <= end]
 
-    return RunRecords(
+    heldout = records.heldout.curves
+    return DrawnRecords(
         loss=cut(records.loss),
-        heldout_loss={name: part for name, curve in records.heldout_loss.items() if (part := cut(curve))},
-        marks={kind: [token for token in tokens if first <= token <= end] for kind, tokens in records.marks.items()},
+        heldout_loss={name: part for name, curve in heldout.items() if (part := cut(curve))},
+        marks={
+            kind: [tokens for event in events if first <= (tokens := event["consumed_tokens"]) <= end]
+            for kind in ("resume", "configuration", "incident")
+            if (events := records.events[kind].records)
+        },
+        num_missing=records.loss.num_missing + sum(curve.num_missing for curve in heldout.values()),
         num_damaged=records.num_damaged,
     )
 
@@ -107,7 +122,7 @@ def perplexity_of_topics(stream: DataStream, first: int, end: int) -> dict[str, 
     return found
 
 
-def marks(stream: DataStream, records: RunRecords, first: int, end: int) -> dict[str, list[int]]:
+def marks(stream: DataStream, records: DrawnRecords, first: int, end: int) -> dict[str, list[int]]:
     """Kind of mark → tokens."""
     found: dict[str, list[int]] = {kind: [] for kind in MARKS}
     for segment in stream.timeline.segments:
@@ -162,12 +177,12 @@ def draw_stages(axes: Any, stream: DataStream, samples: range) -> int:
     return num_narrow
 
 
-def draw_losses(axes: Any, records: RunRecords, colour_of: Mapping[str, Any]) -> None:
+def draw_losses(axes: Any, records: DrawnRecords, colour_of: Mapping[str, Any]) -> None:
     """Training loss as a line, held-out losses as points."""
     axes.plot(*points(records.loss), color="0.45", lw=0.8, label="training", zorder=1)
     for name, curve in records.heldout_loss.items():
         axes.plot(*points(curve), color=colour_of.get(name, "black"), marker=".", ms=5, lw=1, zorder=2)
-    limits, cut = clipped([value for curve in (records.loss, *records.heldout_loss.values()) for _, value in curve])
+    limits, cut = clipped(records.losses, records.num_missing)
     damaged = f"{records.num_damaged} unreadable records left out" if records.num_damaged else ""
     axes.set_title("; ".join(filter(None, ["Loss (grey: training, points: held-out)", cut, damaged])))
     axes.set(ylabel="loss", ylim=limits)
@@ -187,18 +202,18 @@ def points(curve: Curve) -> tuple[list[int], list[float]]:
     return [tokens for tokens, _ in curve], [value for _, value in curve]
 
 
-def clipped(values: Sequence[float]) -> tuple[tuple[float, float], str]:
-    """Limits of an axis that the few highest values do not stretch, and what to say of those that are cut off."""
-    finite = np.array([value for value in values if math.isfinite(value)])
-    low, usual, high = finite.min(), np.quantile(finite, CLIP_QUANTILE), finite.max()
+def clipped(values: Sequence[float], num_missing: int = 0) -> tuple[tuple[float, float], str]:
+    """Limits of an axis that the few highest of the finite `values` do not stretch, and what to say of those that are
+    cut off, and of the `num_missing` that are no number."""
+    low, usual, high = np.min(values), np.quantile(values, CLIP_QUANTILE), np.max(values)
     top = usual + 0.25 * (usual - low)
     said = []
-    if num_cut := int((finite > top).sum()):
-        said.append(f"{num_cut:,} of {len(values):,} values above the edge are cut off")
+    if num_cut := int((np.array(values) > top).sum()):
+        said.append(f"{num_cut:,} of {len(values) + num_missing:,} values above the edge are cut off")
     else:
         top = high
-    if missing := len(values) - len(finite):
-        said.append(f"{missing:,} are no number")
+    if num_missing:
+        said.append(f"{num_missing:,} are no number")
     margin = 0.04 * (top - low) or 0.5
     return (low - margin, top + margin), ", ".join(said)
 

@@ -38,11 +38,11 @@ class TensorBoardCurves:
         self._writer: Any = None
 
     def rewind(self, step: int) -> None:
-        """TensorBoard leaves out what was written of later steps."""
+        """TensorBoard leaves out what was written of later steps; at step 0, of a run that begins anew, all."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
-        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
+        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else 0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One curve for each name."""

@@ -25,7 +25,7 @@ def dry_run(job: JobConfig, launch: Launch, say: Callable[[str], None] = print) 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--dry_run: one process is enough; start it without torchrun, and give --world_size")
     world_size = launch.world_size or max(1, job.parallel.model_parallel_size)
-    found = examine_job(job, world_size, keep_indices=False)
+    found = examine_job(job, world_size, keep_indices=False, render_benchmarks=True)
     folders = {"checkpoint.save": job.checkpoint.save, "logging.directory": job.logging.directory}
     found.problems += check_free({field: folder for field, folder in folders.items() if folder is not None})
     for line in [*_model_lines(job, found), *_layout_lines(job, launch, world_size), *_start_lines(job, found)]:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from megatron_synE.runtime.peers import Peers
 
 SECONDS_FOR_THE_FIRST_PROCESS = 5.0
-MISTAKES = (ValueError, FloatingPointError, OSError)
+
+
+class RunEnded(Exception):
+    """The run ended itself, saved, as its configuration asks; a person has to say how it goes on."""
+
+
+MISTAKES = (ValueError, FloatingPointError, OSError, RunEnded)
 """Errors whose message says all that a user needs; others are told with their traceback."""
 
 _CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")

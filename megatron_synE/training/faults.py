@@ -7,6 +7,7 @@ run saves and ends with status 0. Said is one line. What the moment changes:
   checkpoint. A start-up that does not get to that in `STARTUP_GRACE_SECONDS` (it waits for processes that will never
   come, or reads a large checkpoint) is cut off, status 1.
 - during evaluation and saving: they are finished.
+- during benchmarks: they are given up, and measured when the run goes on.
 - in a long step, without pipeline parallelism: the step is dropped between two micro-batches. The weights are still
   those after the step before, and are saved. With pipeline parallelism the step is finished.
 
@@ -46,7 +47,7 @@ _PF_EXITING = 4
 
 
 class StepDropped(Exception):
-    """The step was given up between two micro-batches; weights and optimizer are as before it."""
+    """The step was given up between two micro-batches, or what is measured before it; all is as it was before."""
 
 
 class StopSignal:
@@ -135,13 +136,16 @@ class StopSignal:
             self._say()
         return number > 0
 
-    def drop_if_told(self, group: ProcessGroup) -> None:
-        """Between two micro-batches of a step, on all processes alike.
+    def drop_if_told(self, group: ProcessGroup, *, is_long: bool = False) -> None:
+        """Between two micro-batches of a step, or two parts of a measurement, on all processes alike.
+
+        Args:
+            is_long: it is given up however long the run's steps are.
 
         Raises:
             StepDropped: some process was told to stop, and steps are long.
         """
-        if self._slowest_step_seconds < LONG_STEP_SECONDS:
+        if not is_long and self._slowest_step_seconds < LONG_STEP_SECONDS:
             return
         if self._agree(group, 0.0)[0]:
             raise StepDropped

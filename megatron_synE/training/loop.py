@@ -17,18 +17,25 @@ from megatron_synE.checkpoint import AsyncCheckpointer, collect_rng_state, save_
 from megatron_synE.progress import ProgressLine
 from megatron_synE.runtime import peak_memory_bytes
 from megatron_synE.runtime.watchdog import Watchdog
+from megatron_synE.training.benchmarks import Benchmarks
 from megatron_synE.training.evaluate import EvaluationResult, evaluate
+from megatron_synE.training.failure import RunEnded
 from megatron_synE.training.faults import StepDropped, StopSignal
+from megatron_synE.training.forgetting import Figure, accuracy_figures, loss_figures
+from megatron_synE.training.guard import Guard
 from megatron_synE.training.healer import Healer
 from megatron_synE.training.metrics import MetricsWriter
 from megatron_synE.training.microbatches import MicroBatch, host_microbatch, sample_numbers_of_rank
 from megatron_synE.training.prefetch import Prefetcher
 from megatron_synE.training.run import TrainingRun
 from megatron_synE.training.step import StepResult, freeze_startup_objects, train_step
-from megatron_synE.training.tables import decision_text, evaluation_text
+from megatron_synE.training.tables import benchmarks_text, decision_text, evaluation_text
 
 SLOW_DATA_SHARE = 0.1
 """Part of a step spent waiting for its batch from which on the progress line says so."""
+
+ERROR_LETTERS = 1000
+"""Of an error's text, that its record keeps."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,10 @@ class TrainingLoop:
 
     def __init__(
         self, run: TrainingRun, metrics: MetricsWriter, progress: ProgressLine, stop_signal: StopSignal,
-        watchdog: Watchdog,
+        watchdog: Watchdog, benchmarks: Benchmarks | None = None,
     ) -> None:  # fmt: skip
         self.run = run
+        self.benchmarks = benchmarks
         self.metrics = metrics
         self.progress = progress
         self.stop_signal = stop_signal
@@ -58,6 +66,7 @@ class TrainingLoop:
         self._batches = Prefetcher(self._read_batch, run.job.training.prefetch_steps)
         self._step_began = math.nan
         self.healer = Healer(run, metrics, progress)
+        self.guard = Guard(run, metrics, progress)
 
     @property
     def step(self) -> int:
@@ -69,6 +78,7 @@ class TrainingLoop:
 
         Raises:
             FloatingPointError: the run cannot go on with numbers that are not finite, or had too many incidents.
+            RunEnded: it has forgotten more than it may, and is saved.
         """
         freeze_startup_objects()
         self._step_began = time.perf_counter()
@@ -81,13 +91,19 @@ class TrainingLoop:
             self._write("configuration", {"changes": self.run.state.changed_now})
         try:
             stopped = self._train()
+        except Exception as error:
+            with contextlib.suppress(OSError):  # what is wrong may be the disk; the error itself is told by the caller
+                self._write("stop", {"reason": "error", "error": str(error)[:ERROR_LETTERS]})
+            raise
         finally:
             self._batches.close()
+        if self.guard.stop_cause is not None:
+            raise RunEnded(self.guard.stop_cause)
         if stopped and self.step < self.run.last_step:
             self.progress.note(f"stopped after step {self.step} of {self.run.last_step}; the same command goes on")
 
     def _train(self) -> bool:
-        training, stopped, steps_here = self.run.job.training, False, 0
+        training, stopped, spent, steps_here = self.run.job.training, False, False, 0
         while self.step < self.run.last_step and not stopped:
             start = time.perf_counter()
             try:
@@ -102,20 +118,29 @@ class TrainingLoop:
             spent = training.exit_after_steps is not None and steps_here >= training.exit_after_steps
             seconds = time.perf_counter() - start
             stopped = self.stop_signal.anywhere(self.run.runtime.host_group, seconds) or spent
+            stopped = stopped or self.guard.stop_cause is not None
         if stopped and steps_here == 0:
             return True  # nothing was done
-        if self.step == self.run.last_step and self.run.job.evaluation.at_end:
-            self._evaluate()
-        self._save()
+        if self.step == self.run.last_step:
+            self._evaluate_and_save()  # a run that came to its end before may be asked for more measurements
+        else:
+            self._save()
         if self._async_checkpointer is not None:
             self.watchdog.beat("waiting for the checkpoint that is being written", slow=True)
             self._async_checkpointer.wait()
+        if steps_here:
+            left = "exit_after_steps" if spent else "told"
+            reason = left if self.step < self.run.last_step else "finished"
+            self._write("stop", {"reason": "forgetting" if self.guard.stop_cause is not None else reason})
         return stopped
 
     def _one_step(self) -> None:
         """A step and what is due after it. An incident may end the run, or put it back to an earlier step."""
         try:
+            self._measure_before_step()
             self._adjust()
+            if self.guard.stop_cause is not None:
+                raise StepDropped
             result, times, first_sample = self._compute()
             self.run.state.trajectory.advance()
             self._log_step(result, times, first_sample)
@@ -152,8 +177,24 @@ class TrainingLoop:
         job, is_last = self.run.job, self.step == self.run.last_step
         if job.evaluation.at_end if is_last else _is_due(self.step, job.evaluation.interval_steps):
             self._evaluate()
+        if job.evaluation.benchmarks.is_due(self.step, self.run.last_step):
+            with contextlib.suppress(StepDropped):
+                self._benchmark()
         if is_last or _is_due(self.step, job.checkpoint.save_interval_steps):
             self._save()
+
+    def _measure_before_step(self) -> None:
+        """What the run is compared with later; and what an earlier start was told to stop in.
+
+        Raises:
+            StepDropped: the run was told to stop.
+        """
+        config, state = self.run.job.evaluation, self.run.state
+        if config.at_start and state.first_evaluation is None:
+            self._evaluate()
+        is_first = config.benchmarks.at_start and state.first_benchmarks is None
+        if is_first or config.benchmarks.is_due(self.step, self.run.last_step):
+            self._benchmark()
 
     def _compute(self) -> tuple[StepResult, StepTimes, int]:
         """Forward, backward and update of the next step; also the first of its samples."""
@@ -223,6 +264,7 @@ class TrainingLoop:
             )
         before = state.last_evaluation[1] if state.last_evaluation is not None else None
         state.last_evaluation = (self.step, result)
+        state.first_evaluation = state.first_evaluation or state.last_evaluation
         if result.loss_by_component:
             shares = state.stream.shares(min(state.trajectory.consumed_samples, state.stream.num_samples - 1))
             values = {
@@ -233,7 +275,42 @@ class TrainingLoop:
             }
             self._write("evaluation", values)
             self.progress.note(f"step {self.step}: {evaluation_text(result, before)}")
+        self._guard(loss_figures(result.loss_by_component, result.tokens_by_component))
         return result
+
+    def _guard(self, figures: dict[str, Figure]) -> None:
+        """What the guard does about a new measurement."""
+        if self.guard.look(figures):
+            self._batches.forget()  # what was read ahead is of the mixture before
+
+    def _benchmark(self) -> None:
+        """Benchmarks now, where they are not known yet.
+
+        Raises:
+            StepDropped: the run was told to stop; nothing of them is kept.
+        """
+        state = self.run.state
+        is_known = state.last_benchmarks is not None and state.last_benchmarks[0] == self.step
+        if self.benchmarks is None or is_known:
+            return
+        start = time.perf_counter()
+        try:
+            with self._beside_steps():
+                measured = self.benchmarks.run(self._between_requests)
+        except StepDropped:
+            self.progress.note(f"step {self.step}: benchmarks given up; they are measured when the run goes on")
+            raise
+        first = state.first_benchmarks
+        state.last_benchmarks = (self.step, measured)
+        state.first_benchmarks = first or state.last_benchmarks
+        self._write("benchmark", {"benchmarks": measured.scores, "seconds": time.perf_counter() - start})
+        self.progress.note(f"step {self.step}: {benchmarks_text(measured, first)}")
+        self._guard(accuracy_figures(measured.scores, measured.fingerprints))
+
+    def _between_requests(self, num_done: int, num_requests: int) -> None:
+        self.watchdog.beat(f"step {self.step}: benchmarks, request {num_done} of {num_requests}")
+        self.progress.beside(self.step, f"benchmarks, {num_done / num_requests:.0%}")
+        self.stop_signal.drop_if_told(self.run.runtime.host_group, is_long=True)
 
     def _before_evaluation_round(self, number: int, num_rounds: int) -> None:
         self.watchdog.beat(f"step {self.step}: evaluation, round {number + 1} of {num_rounds}")

@@ -15,12 +15,16 @@ from megatron_synE.training.curves import Curves
 
 METRICS_FILE = "metrics.jsonl"
 
+NO_CURVES = frozenset({"start", "stop"})
+"""Kinds of records whose numbers are no curve over steps."""
+
 Keeps = Callable[[dict[str, Any]], bool]
 """Whether a record that is there stands for what the run has done."""
 
 
 class MetricsWriter:
-    """One record for each logged step, evaluation, decision, checkpoint, incident, resume or changed configuration.
+    """One record for each logged step, evaluation, decision, checkpoint, incident, start, stop, resume or changed
+    configuration.
 
     `metrics.jsonl` has one JSON object per line with `kind`, `step` (optimizer steps done) and `time` (seconds since
     1970). When a run goes on from a checkpoint, what the file says beyond it is dropped first, so that everything
@@ -66,6 +70,8 @@ class MetricsWriter:
         with self._explained():
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()
+            if kind in NO_CURVES:
+                return
             scalars = {f"{kind}/{name}": value for name, value in _flat(values) if math.isfinite(value)}
             for curves in self._curves:
                 curves.scalars(step, scalars)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_synE.data.state import Decision
+from megatron_synE.training.benchmarks import METRICS, BenchmarkScores
 from megatron_synE.training.evaluate import EvaluationResult
 
 MOST_IN_A_LINE = 4
@@ -30,15 +31,39 @@ def evaluation_text(result: EvaluationResult, before: EvaluationResult | None) -
     return "held-out loss\n" + table(["", "loss", "change", "perplexity", "tokens"], rows)
 
 
+def benchmarks_text(measured: BenchmarkScores, first: tuple[int, BenchmarkScores] | None) -> str:
+    """Benchmarks.
+
+    Args:
+        first: the run's first measurement and its step, which they are compared with.
+    """
+    changes = measured.changes_since(first[1]) if first is not None else {}
+    metrics = [name for name in METRICS if any(name in values for values in measured.scores.values())]
+    rows = []
+    for task, values in measured.scores.items():
+        cells = []
+        for name in metrics:
+            cells.append(f"{values[name]:.4f}" if name in values else "")
+            if first is not None:
+                cells.append(f"{changes[task][name]:+.4f}" if name in changes.get(task, {}) else "")
+        rows.append([task, *cells, f"{values['num_items']:,.0f}"])
+    since = [f"since step {first[0]}"] if first is not None else []
+    head = ["", *(cell for name in metrics for cell in (name, *since)), "items"]
+    return "benchmarks\n" + table(head, rows)
+
+
 def decision_text(decision: Decision) -> str:
-    """Topic shares that moved."""
-    after = decision.shares_after
+    """Shares that moved: of topics in their source, or of sources."""
+    after, title = decision.shares_after, f"{decision.moves.removesuffix('s')} shares"
     moved = {name: share for name, share in decision.shares_before.items() if share != after[name]}
     if len(moved) <= MOST_IN_A_LINE:
-        return "topic shares  " + "  ".join(f"{name} {share:.3f}→{after[name]:.3f}" for name, share in moved.items())
+        return f"{title}  " + "  ".join(f"{name} {share:.3f}→{after[name]:.3f}" for name, share in moved.items())
     measured = decision.perplexity
-    rows = [[name, f"{share:.3f}", f"{after[name]:.3f}", f"{measured[name]:.4g}"] for name, share in moved.items()]
-    return "topic shares\n" + table(["", "before", "now", "perplexity"], rows)
+    rows = [
+        [name, f"{share:.3f}", f"{after[name]:.3f}", f"{measured[name]:.4g}" if name in measured else ""]
+        for name, share in moved.items()
+    ]
+    return f"{title}\n" + table(["", "before", "now", "perplexity"], rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -67,7 +67,7 @@ def test_extend_import_train_export(tmp_path: Path, extended: Path) -> None:
         "optimizer": {"lr": 1e-3},
         "training": {"micro_batch_size": 2, "global_batch_size": 4},
         "checkpoint": {"load": str(imported), "save": str(tmp_path / "run")},
-        "evaluation": {"at_end": False},
+        "evaluation": {"at_start": False, "at_end": False},
         "logging": {"directory": str(tmp_path / "logs"), "tensorboard": False},
     }  # fmt: skip
     (tmp_path / "job.yaml").write_text(json.dumps(job), encoding="utf-8")

@@ -42,7 +42,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "schedule": {"warmup_steps": 3, "decay_steps": 4},
         "training": {"micro_batch_size": 2, "global_batch_size": 8},
         "checkpoint": {"save_interval_steps": SAVE_INTERVAL},
-        "evaluation": {"at_end": False},
+        "evaluation": {"at_start": False, "at_end": False},
         "logging": {"tensorboard": False},
     }
     file = folder / "job.yaml"

@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "stages": [{"name": "only", "tokens": NUM_STEPS * 4 * 64, "weights": {"book": 1}}],
         },
         "training": {"global_batch_size": 4},
-        "evaluation": {"at_end": False},
+        "evaluation": {"at_start": False, "at_end": False},
         "checkpoint": {"save": "run"},
         "logging": {"tensorboard": False},
     }

@@ -30,7 +30,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         },
         "training": {"micro_batch_size": 2, "global_batch_size": 8},
         "checkpoint": {"save_interval_steps": 20, "keep": 2},
-        "evaluation": {"at_end": False},
+        "evaluation": {"at_start": False, "at_end": False},
         "logging": {"tensorboard": False},
     }
     file = folder / "job.yaml"

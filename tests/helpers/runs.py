@@ -59,8 +59,16 @@ def write_job(folder: Path, *, num_samples: int = 160, **sections: Any) -> list[
     return ["--config", str(file)]
 
 
-def train(arguments: list[str], change: Callable[[Any], None] = lambda run: None) -> dict[str, Any]:
-    """One start of the trainer in this process, from check to final save; what the run was at its end."""
+def train(
+    arguments: list[str], change: Callable[[Any], None] = lambda run: None,
+    benchmarks: Callable[[Any], Any] = lambda run: None,
+) -> dict[str, Any]:  # fmt: skip
+    """One start of the trainer in this process, from check to final save; what the run was at its end.
+
+    Args:
+        change: made to the run before its first step.
+        benchmarks: who measures them.
+    """
     from megatron_synE.progress import ProgressLine
     from megatron_synE.runtime import initialize
     from megatron_synE.runtime.process_groups import world_size_from_environment
@@ -83,7 +91,7 @@ def train(arguments: list[str], change: Callable[[Any], None] = lambda run: None
     error = ""
     try:
         progress = ProgressLine(first_step=0, last_step=0, show=False)
-        TrainingLoop(run, metrics, progress, StopSignal(), _unstarted_watchdog()).train()
+        TrainingLoop(run, metrics, progress, StopSignal(), _unstarted_watchdog(), benchmarks(run)).train()
     except FloatingPointError as problem:
         error = str(problem)
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import pytest
 
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
 from megatron_synE.data import DataStream
+from megatron_synE.reporting.colours import colours
 from megatron_synE.reporting.records import RunRecords, read_records
-from megatron_synE.reporting.stream_plot import clipped, colours, marks, stream_figure
+from megatron_synE.reporting.stream_plot import clipped, marks, stream_figure, within
 from tests.helpers.corpora import random_documents, write_corpus
 
 SEQ_LENGTH = 16
@@ -60,7 +60,7 @@ def written(folder: Path) -> Path:
         {"kind": "configuration", "consumed_tokens": 640, "changes": {}},
         {"kind": "checkpoint", "consumed_tokens": 640, "seconds": 1},
     ]
-    lines = [json.dumps(record) for record in (*steps, *others)]
+    lines = [json.dumps({"step": n, **record}) for n, record in enumerate((*steps, *others))]
     (folder / "metrics.jsonl").write_text("\n".join([*lines[:5], '{"kind": "st', *lines[5:], '{"ki']))
     return folder / "metrics.jsonl"
 
@@ -99,7 +99,8 @@ def test_a_part_of_the_run(config: DataConfig, tmp_path: Path) -> None:
 
 def test_marks_stand_where_things_happened(config: DataConfig, tmp_path: Path) -> None:
     stream, records = adjusted(config), read_records(written(tmp_path))
-    found = marks(stream, records, 0, stream.num_samples * SEQ_LENGTH)
+    end = stream.num_samples * SEQ_LENGTH
+    found = marks(stream, within(records, 0, end), 0, end)
     exhausted = [segment.start for segment in stream.timeline.segments if segment.reason == "exhausted"]
     assert exhausted and found == {
         "adjustment": [20 * SEQ_LENGTH, 40 * SEQ_LENGTH],
@@ -138,5 +139,5 @@ def test_limits() -> None:
     assert clipped([3.0, 3.0]) == ((2.5, 3.5), "")
     low, high = clipped([1.0, 2.0])[0]
     assert low < 1 and high > 2
-    limits, said = clipped([1.0] * 50 + [2.0] * 50 + [1e9, math.nan])
+    limits, said = clipped([1.0] * 50 + [2.0] * 50 + [1e9], num_missing=1)
     assert limits[1] < 3 and said == "1 of 102 values above the edge are cut off, 1 are no number"

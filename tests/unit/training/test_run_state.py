@@ -19,8 +19,8 @@ from megatron_synE.training.evaluate import EvaluationResult
 from megatron_synE.training.run_state import RunState, resume_run_state, start_run_state
 from tests.helpers.runs import write_job
 
-FIELDS = ["consumed_samples", "trajectory", "last_evaluation", "spike_windows", "incidents", "in_a_row",
-          "config_changes", "config", "step"]  # fmt: skip
+FIELDS = ["consumed_samples", "trajectory", "first_evaluation", "last_evaluation", "spike_windows", "incidents",
+          "in_a_row", "config_changes", "config", "step"]  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["stretches", "step", "a"]), inner),
@@ -34,6 +34,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobConfig, dict[str
     run = start_run_state(job, vocab_size=300, cache_builder=True)
     for _ in range(3):
         run.trajectory.advance()
+    run.first_evaluation = (0, EvaluationResult({"book": 3.0}, {"book": 5}))
     run.last_evaluation = (3, EvaluationResult({"book": 2.0}, {"book": 5}))
     run.spikes.accept({"loss": 2.0})
     content = {"step": 3, "config": as_json(job), **run.to_json()}
