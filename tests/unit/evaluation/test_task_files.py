@@ -15,7 +15,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from megatron_synE.evaluation import task_files
+from megatron_synE.evaluation import code_answers, task_files
 from megatron_synE.evaluation.task_files import benchmark_names, item_hash, load_tasks, read_task_file, resolve_tasks
 from tests.helpers.benchmark_data import GENERATION_TASKS, LOG_LIKELIHOOD_TASKS, write_benchmarks
 
@@ -161,6 +161,15 @@ def test_code_has_no_metric_until_it_may_be_run(data_dir: Path) -> None:
         assert name == "gsm8k" or task.process_results({}, ["import os"]) == {}
     allowed = load_tasks(["humaneval"], data_dir, run_code=True)
     assert allowed.notices == [] and allowed.task_dict["tasks"]["humaneval"].config.unsafe_code is True
+
+
+def test_a_machine_without_a_sandbox_is_told_before_anything_is_computed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_answers, "passes_examples", lambda program, examples: False)
+    with pytest.raises(ValueError, match="--run-code: a program that is right does not pass in the sandbox"):
+        load_tasks(["mbpp"], data_dir, run_code=True)
+    assert load_tasks(["mbpp"], data_dir).notices
 
 
 class FirstChoice(LM):
