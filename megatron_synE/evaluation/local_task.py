@@ -6,13 +6,16 @@ The order of a task's few-shot examples is that of its file: no seed, no limit a
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import AggMetricConfig
+from lm_eval.utils import env
 
 from megatron_synE.evaluation.data_files import Item, Items
 
@@ -58,6 +61,31 @@ class LocalTask(ConfigurableTask):
         if self._by_group:
             self.sampler.replace_df(self._by_group[doc.get("group")])
         return super().fewshot_context(doc, *args, **kwargs)
+
+
+    def doc_to_text(self, doc: Item, doc_to_text: str | None = None) -> Any:
+        """An item's question."""
+        return self.resolve_field(doc, doc_to_text or self.config.doc_to_text)
+
+    def doc_to_target(self, doc: Item, doc_to_target: str | None = None) -> Any:
+        """An item's answer: its text, or the number of the right choice."""
+        return self.resolve_field(doc, doc_to_target or self.config.doc_to_target)
+
+    @staticmethod
+    def resolve_field(doc: Item, field: str | None = None) -> Any:
+        """A field of an item, or a template filled with its fields.
+
+        lm-eval compiles a template anew for each item and example, which is most of the time that prompts take; and
+        reads what looks like a list, as a solution that begins with `[asy]`, as Python.
+        """
+        if not field:
+            return None
+        return doc[field] if field in doc else _template(field).render(**doc)
+
+
+@functools.cache
+def _template(text: str) -> jinja2.Template:
+    return env.from_string(text)
 
 
 def _grouped(candidates: Sequence[Item], shots: int) -> dict[str | None, list[Item]]:
