@@ -30,25 +30,28 @@ class LocalTask(ConfigurableTask):
         splits: name → items; those in the configuration's `test_split` are asked, but for those that are examples.
 
     Raises:
-        ValueError: there are fewer examples than shots.
+        ValueError: there are fewer examples than shots, or nothing to ask beside them.
     """
 
     def __init__(self, config: Mapping[str, Any], splits: Mapping[str, Items]) -> None:
         name, shots = config["task"], config["num_fewshot"]
         samples = config.get("fewshot_config", {}).get("samples")
-        self._by_group = _grouped(samples or splits.get(config.get("fewshot_split", ""), []), shots)
+        pool = samples or splits.get(config.get("fewshot_split", ""), Items([], {}))
+        self._by_group = _grouped(pool, shots)
         self.examples: list[Item] = [example for examples in self._by_group.values() for example in examples]
         """All examples that a prompt of this task can show, in their order."""
         test = splits[config["test_split"]]
         kept = Items((item for item in test if item not in self.examples), test.files)
         self.num_examples_among_items = len(test) - len(kept)
         """Items of the test split that are not asked, because a prompt may show them as examples."""
+        if not kept:
+            raise ValueError(f"{name}: every item of {', '.join(test.files)} is a few-shot example; fetch it again")
         for group in {item.get("group") for item in kept} if shots else set():
-            if len(self._by_group.get(group, [])) < shots:
-                raise ValueError(
-                    f"{name}: the prompt shows {shots} examples, and {next(iter(test.files))}'s development file "
-                    f"has {len(self._by_group.get(group, []))}{f' of {group}' if group else ''}; fetch it again"
-                )
+            found = len(self._by_group.get(group, []))
+            if found < shots:
+                place = f"{'its YAML file' if samples else ', '.join(getattr(pool, 'files', ())) or 'its data'}"
+                told = f"{place} has {found}{f' of {group}' if group else ''}"
+                raise ValueError(f"{name}: a prompt of {shots} examples is asked for, and {told}")
         self._splits = {**splits, config["test_split"]: kept}
         super().__init__(config=copy.deepcopy(dict(config)))
 
@@ -61,7 +64,6 @@ class LocalTask(ConfigurableTask):
         if self._by_group:
             self.sampler.replace_df(self._by_group[doc.get("group")])
         return super().fewshot_context(doc, *args, **kwargs)
-
 
     def doc_to_text(self, doc: Item, doc_to_text: str | None = None) -> Any:
         """An item's question."""

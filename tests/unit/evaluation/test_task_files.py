@@ -15,7 +15,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from megatron_synE.evaluation import task_files
+from megatron_synE.evaluation import code_answers, task_files
 from megatron_synE.evaluation.task_files import benchmark_names, item_hash, load_tasks, read_task_file, resolve_tasks
 from tests.helpers.benchmark_data import GENERATION_TASKS, LOG_LIKELIHOOD_TASKS, write_benchmarks
 
@@ -118,7 +118,26 @@ def test_too_few_examples_are_told(tmp_path: Path) -> None:
     data_dir = write_benchmarks(tmp_path, num_items=5)
     path = data_dir / "gsm8k/train.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
-    with pytest.raises(ValueError, match=r"gsm8k: the prompt shows 8 examples, and .* has 3; fetch it again"):
+    with pytest.raises(ValueError, match=r"gsm8k: a prompt of 8 examples is asked for, and gsm8k/train.jsonl has 3$"):
+        load_tasks(["gsm8k"], data_dir)
+    with pytest.raises(ValueError, match=r"arc_easy: a prompt of 1 examples is asked for, and its data has 0$"):
+        load_tasks(["arc_easy"], data_dir, num_fewshot=1)
+    with pytest.raises(ValueError, match=r"asdiv: a prompt of 9 examples is asked for, and its YAML file has 8$"):
+        load_tasks(["asdiv"], data_dir, num_fewshot=9)
+
+
+def test_fewer_examples_are_the_first_of_them(data_dir: Path) -> None:
+    usual, fewer = (load_tasks(["gsm8k"], data_dir, num_fewshot=number) for number in (None, 2))
+    assert fewer.examples["gsm8k"] == usual.examples["gsm8k"][:2]
+    task = fewer.task_dict["tasks"]["gsm8k"]
+    task.build_all_requests(limit=1)
+    assert task.instances[0].args[0].count("Question:") == 3 and task.config.num_fewshot == 2
+
+
+def test_a_test_file_of_examples_only_is_told(tmp_path: Path) -> None:
+    data_dir = write_benchmarks(tmp_path, num_items=2)
+    (data_dir / "gsm8k/test.jsonl").write_text((data_dir / "gsm8k/train.jsonl").read_text().splitlines()[0])
+    with pytest.raises(ValueError, match=r"gsm8k: every item of gsm8k/test.jsonl is a few-shot example"):
         load_tasks(["gsm8k"], data_dir)
 
 
@@ -142,6 +161,15 @@ def test_code_has_no_metric_until_it_may_be_run(data_dir: Path) -> None:
         assert name == "gsm8k" or task.process_results({}, ["import os"]) == {}
     allowed = load_tasks(["humaneval"], data_dir, run_code=True)
     assert allowed.notices == [] and allowed.task_dict["tasks"]["humaneval"].config.unsafe_code is True
+
+
+def test_a_machine_without_a_sandbox_is_told_before_anything_is_computed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_answers, "passes_examples", lambda program, examples: False)
+    with pytest.raises(ValueError, match="--run-code: a program that is right does not pass in the sandbox"):
+        load_tasks(["mbpp"], data_dir, run_code=True)
+    assert load_tasks(["mbpp"], data_dir).notices
 
 
 class FirstChoice(LM):
