@@ -10,6 +10,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
+from megatron_synE.evaluation import harness_model
 from megatron_synE.evaluation.answers import AnswerJournal
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
 from megatron_synE.evaluation.engine import GenerationRequest, LogLikelihood, ScoringRequest
@@ -94,14 +95,17 @@ def test_equal_requests_are_asked_once(tokenizer: CorpusTokenizer, tmp_path: Pat
     assert len(model.engine.asked) == 2
 
 
-def test_a_killed_evaluation_asks_only_for_the_rest(tokenizer: CorpusTokenizer, tmp_path: Path) -> None:
+def test_a_killed_evaluation_asks_whole_portions_of_the_rest(
+    tokenizer: CorpusTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness_model, "PORTION_REQUESTS", 3)
     pairs = [("Answer:", f" {letter}") for letter in "ABCDEFG"]
     whole = model_of(tokenizer, tmp_path / "whole").loglikelihood(scoring(*pairs))
     with pytest.raises(KeyboardInterrupt):
         model_of(tokenizer, tmp_path / "cut", CountingEngine(tokenizer, fails_after=4)).loglikelihood(scoring(*pairs))
     model = model_of(tokenizer, tmp_path / "cut")
     assert model.loglikelihood(scoring(*pairs)) == whole
-    assert len(model.engine.asked) == 3
+    assert len(model.engine.asked) == 4  # the second portion, of which the engine had answered one, and the third
 
 
 def test_a_text_is_scored_in_windows_after_one_bos(tokenizer: CorpusTokenizer, tmp_path: Path) -> None:
@@ -157,8 +161,8 @@ def test_what_is_too_long_is_counted(tokenizer: CorpusTokenizer, tmp_path: Path)
 
 def test_probabilities_that_are_no_numbers_are_told(tokenizer: CorpusTokenizer, tmp_path: Path) -> None:
     class Damaged(CountingEngine):
-        def log_likelihoods(self, requests: Any, on_done: Any = None) -> Any:
-            on_done([0], [LogLikelihood(float("nan"), False)])
+        def log_likelihoods(self, requests: Any, on_done: Any = None) -> list[LogLikelihood]:
+            return [LogLikelihood(float("nan"), False)]
 
     with pytest.raises(ValueError, match="probabilities that are not numbers"):
         model_of(tokenizer, tmp_path, Damaged(tokenizer)).loglikelihood(scoring(("a", "b")))
