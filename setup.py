@@ -245,7 +245,7 @@ setup(
         "megatron_synE": [
             "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/**/*.yaml", "reporting/templates/*",
         ]
-    },  # fmt: skip
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=extensions(),

@@ -167,10 +167,11 @@ def topics_chart(
     end_tokens: int | None,
 ) -> Chart:  # fmt: skip
     """Held-out perplexity of a source's topics above, their shares in the source below, a line at each decision."""
+    logs = logarithmic(value for trace in perplexity for value in trace["y"])
     lower = [{**trace, "yaxis": "y3", "showlegend": False} for trace in shares]
     layout = {
         "xaxis": {**token_axis(end_tokens), "anchor": "y3"},
-        "yaxis": value_axis("perplexity", domain=[0.53, 1], **logarithmic(y for trace in perplexity for y in trace["y"])),
+        "yaxis": value_axis("perplexity", domain=[0.53, 1], **logs),
         "yaxis3": value_axis("share in the source", domain=[0, 0.45], tickformat=".0%"),
         "shapes": [vertical(tokens, "--muted") for tokens in evenly(decisions, MAX_MARKS)],
     }

@@ -50,6 +50,15 @@ class Events:
         return self.num_recorded - len(self.records)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the components from a point on."""
+
+    tokens: int
+    """Read before its first step; where not every step is logged, before the one after the last with other shares."""
+    shares: Mapping[str, float]
+
+
 @dataclass
 class StepTotals:
     """Sums over the logged steps."""
@@ -98,8 +107,8 @@ class RunRecords:
     """`mean_loss` and `mixture_loss`."""
     benchmarks: Measurements = field(default_factory=Measurements)
     """`task metric` → its value."""
-    shares: list[Record] = field(default_factory=list)
-    """The first step with each mixture, with `shares`; of more than MAX_EVENTS every second, fourth … one."""
+    mixtures: list[Mixture] = field(default_factory=list)
+    """Each where it begins; of more than MAX_EVENTS every second, fourth … one."""
     num_mixtures: int = 0
     events: dict[str, Events] = field(default_factory=lambda: {kind: Events() for kind in EVENTS})
     """By kind."""
@@ -159,7 +168,8 @@ def _records(lines: Iterator[bytes] | Any, found: RunRecords) -> Iterator[Record
 
 def _add(found: RunRecords, record: Record) -> None:
     found.num_records += 1
-    found.last_step, found.last_tokens = record["step"], record["consumed_tokens"]
+    if record["kind"] != "incident":  # after a rollback it is of a later step than the position
+        found.last_step, found.last_tokens = record["step"], record["consumed_tokens"]
     if is_number(record.get("time")):
         found.first_time = record["time"] if found.first_time is None else found.first_time
         found.last_time = record["time"]
@@ -198,17 +208,22 @@ class _Mixtures:
     """Keeps the records in which the mixture changes."""
 
     def __init__(self, found: RunRecords) -> None:
-        self._found, self._stride, self._now = found, 1, None
+        self._found, self._stride = found, 1
+        self._now: Mapping[str, float] | None = None
+        self._read_tokens = 0
 
     def add(self, record: Record) -> None:
         shares = record.get("shares")
-        if record["kind"] != "step" or not isinstance(shares, dict) or shares == self._now:
+        if record["kind"] != "step" or not isinstance(shares, dict):
+            return
+        begins, self._read_tokens = self._read_tokens, record["consumed_tokens"]
+        if shares == self._now:
             return
         self._now = shares
         if self._found.num_mixtures % self._stride == 0:
-            self._found.shares.append({name: record[name] for name in ("step", "consumed_tokens", "shares")})
-            if len(self._found.shares) > MAX_EVENTS:
-                self._found.shares, self._stride = self._found.shares[::2], self._stride * 2
+            self._found.mixtures.append(Mixture(begins, shares))
+            if len(self._found.mixtures) > MAX_EVENTS:
+                self._found.mixtures, self._stride = self._found.mixtures[::2], self._stride * 2
         self._found.num_mixtures += 1
 
 
@@ -249,7 +264,8 @@ def _without_documents(record: Record) -> Record:
     listed = record.get("documents")
     if not isinstance(listed, list):
         return record
-    kept, num_documents = [], 0
+    kept: list[Record] = []
+    num_documents = 0
     for entry in listed:
         numbers = entry.get("documents", []) if isinstance(entry, dict) else []
         num_documents += len(numbers)

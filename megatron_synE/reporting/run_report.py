@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_synE.config.evaluation_results import EvaluationResults
 from megatron_synE.reporting.consumption import Consumption, consumption
+from megatron_synE.reporting.headline import headline
 from megatron_synE.reporting.history import configuration, event_rows, reproduction, status
 from megatron_synE.reporting.learning import benchmark_rows, evaluation_tables, heldout_rows
 from megatron_synE.reporting.records import MAX_POINTS, MAX_POINTS_OF_COMPONENT
@@ -85,57 +86,6 @@ def run_facts(run: RunData, read: Consumption | None) -> Json:
     }
 
 
-def headline(report: Mapping[str, Any]) -> list[Json]:
-    """What is read first: gained and lost, then how much was done."""
-    tiles, facts = _learning_tiles(report), report["run"]
-    planned = facts["planned_tokens"]
-    tiles.append({"label": "Tokens", "value": facts["tokens"], "format": "tokens", "tone": "",
-                  "detail": "of {} planned".format(f"{planned:,}") if planned else ""})  # fmt: skip
-    if facts["tokens_per_second"]:
-        mfu = f"MFU {facts['mean_mfu']:.1%}" if facts["mean_mfu"] else "mean of the logged steps"
-        tiles.append({"label": "Tokens per second", "value": facts["tokens_per_second"], "format": "tokens",
-                      "detail": mfu, "tone": ""})  # fmt: skip
-    incidents = sum(event["kind"] in ("incident", "killed", "forgetting") for event in report["events"])
-    resumes = sum(event["kind"] == "resume" for event in report["events"])
-    tiles.append({"label": "Incidents", "value": incidents, "format": "integer", "tone": "lost" if incidents else "",
-                  "detail": f"resumed {'once' if resumes == 1 else f'{resumes} times'}" if resumes else ""})  # fmt: skip
-    return tiles
-
-
-def _learning_tiles(report: Mapping[str, Any]) -> list[Json]:
-    tiles: list[Json] = []
-    for table in report["evaluations"]:
-        if table["verdicts"]:
-            counts, name = table["verdicts"], table["against"].rstrip("/").rpartition("/")[2]
-            for verdict in ("gained", "lost"):
-                tiles.append({"label": f"Tasks {verdict}", "value": counts[verdict], "format": "integer",
-                              "tone": verdict if counts[verdict] else "",
-                              "detail": f"of {sum(counts.values())} figures, against {name}"})  # fmt: skip
-    benchmarks = report["benchmarks"]
-    if benchmarks is not None:
-        rows = [row for row in benchmarks["rows"] if row["difference"] is not None]
-        up, down = sum(row["difference"] > 0 for row in rows), sum(row["difference"] < 0 for row in rows)
-        tiles.append({"label": "Benchmark figures", "value": up, "format": "up", "tone": "lost" if down > up else "gained",
-                      "detail": f"higher, {down} lower than at step {benchmarks['first_step']:,}"})  # fmt: skip
-    heldout = report["heldout"]
-    if heldout is None or heldout["first_step"] == heldout["last_step"]:
-        return tiles
-    since = f"since step {heldout['first_step']:,}"
-    rows = [row for row in heldout["rows"] if row["difference"] is not None]
-    learned, forgotten = (sum(sign * row["difference"] < 0 for row in rows) for sign in (1, -1))
-    if rows:
-        best, worst = rows[0], rows[-1]
-        tiles.append({"label": "Held-out loss fell", "value": learned, "format": "integer", "tone": "gained" if learned else "",
-                      "detail": f"of {len(rows)} components {since}; most: {best['component']} {_signed(best['difference'])}"})  # fmt: skip
-        tiles.append({"label": "Held-out loss rose", "value": forgotten, "format": "integer", "tone": "lost" if forgotten else "",
-                      "detail": f"{'most' if forgotten else 'least gained'}: {worst['component']} {_signed(worst['difference'])}"})  # fmt: skip
-    return tiles
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
-
-
 def _consumption(run: RunData) -> tuple[Consumption | None, str]:
     if run.state is None:
         return None, run.state_problem
@@ -153,7 +103,7 @@ def _read(run: RunData, read: Consumption | None, problem: str) -> Json:
         "problem": "",
         "step": run.state.get("step"),
         "consumed_tokens": read.consumed_samples * read.seq_length,
-        "planned_tokens": read.num_samples * read.seq_length,
+        "planned_tokens": read.planned_tokens,
         "seq_length": read.seq_length,
         "passed_over_samples": read.passed_over_samples,
         "documents_problem": read.documents_problem,
@@ -164,10 +114,9 @@ def _read(run: RunData, read: Consumption | None, problem: str) -> Json:
 
 def _decisions(run: RunData, read: Consumption | None) -> Json:
     """The newest decisions with what they were made of."""
-    if read is not None:
-        found = [dataclasses.asdict(decision) for decision in read.state.decisions]
-    else:
-        found = run.records.events["decision"].records
+    found = [] if read is None else [dataclasses.asdict(decision) for decision in read.state.decisions]
+    saved_tokens = found[-1]["at_tokens"] if found else -1
+    found += [record for record in run.records.events["decision"].records if record["at_tokens"] > saved_tokens]
     rows = []
     for decision in found[-MAX_DECISIONS:]:
         changes = {name: decision["inputs"].get(name, {}) for name in ("change", "delta", "factor")}
