@@ -104,7 +104,8 @@ class RecordedRun:
         loss = 6 - step / 10 + math.sin(step)
         self._add(
             "step", step, loss=loss, loss_by_component={"book": loss - 1, "web/law": loss + 0.1},
-            grad_norm=1 + step / 7, learning_rate=1e-3 / step, step_seconds=0.5, data_seconds=0.01, peak_memory_gib=1 + step / 100,
+            grad_norm=1 + step / 7, learning_rate=1e-3 / step, step_seconds=0.5, data_seconds=0.01,
+            peak_memory_gib=1 + step / 100,
             tokens_per_second=BATCH_SIZE * SEQ_LENGTH / 0.5, tflops_per_device=0.1, mfu=0.4, num_tokens=100,
             global_batch_size=BATCH_SIZE, shares=self.stream.shares(first_sample), updated=step != 4,
         )  # fmt: skip
