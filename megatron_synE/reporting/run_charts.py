@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_synE.reporting.charts import (
+    MAX_LINES,
     Chart,
     ChartList,
     evenly,
@@ -42,9 +43,9 @@ def run_charts(run: RunData, other: RunData | None, read: Consumption | None, ev
         found.add(chart, marks=marks)
     mixtures = _mixtures(run, read)
     if (mixture := _mixture(run, read, mixtures)) is not None:
-        found.add(mixture, marks=events)
+        found.add(mixture, marks=marks)
     for chart in _topics(run, read, mixtures):
-        found.add(chart, marks=[event for event in events if event["kind"] == "decision"])
+        found.add(chart)
     found.add(_component_losses(run))
     si = {"exponentformat": "SI"}
     for name, title, note, unit, options in (
@@ -129,7 +130,7 @@ def _mixture(run: RunData, read: Consumption | None, mixtures: Sequence[Mixture]
         note = "Share of each component, as it was read and as it is planned."
         read_tokens, end = max(records.last_tokens, read.consumed_samples * read.seq_length), read.planned_tokens
     drawn = evenly(mixtures, MAX_MIXTURES)
-    num_mixtures = max(len(mixtures), records.num_mixtures)
+    num_mixtures = max(len(mixtures), records.mixtures.num_recorded)
     if len(drawn) < num_mixtures:
         note += f" {len(drawn):,} of {num_mixtures:,} mixtures are drawn."
     return mixture_chart([one.tokens for one in drawn], [one.shares for one in drawn], end, read_tokens, note)
@@ -137,7 +138,7 @@ def _mixture(run: RunData, read: Consumption | None, mixtures: Sequence[Mixture]
 
 def _mixtures(run: RunData, read: Consumption | None) -> list[Mixture]:
     """Up to the checkpoint and from now on by its state, which is exact; between them by the logged steps."""
-    recorded = run.records.mixtures
+    recorded = run.records.mixtures.kept
     if read is None:
         return recorded
     names, length = [component.component for component in read.components], read.seq_length
@@ -161,9 +162,8 @@ def _topics(run: RunData, read: Consumption | None, mixtures: Sequence[Mixture])
     for name in run.records.heldout.curves:
         if "/" in name:
             sources.setdefault(name.partition("/")[0], []).append(name)
-    recorded = [record["at_tokens"] for record in run.records.events["decision"].records]
     in_state = [] if read is None else [decision.at_tokens for decision in read.state.decisions if decision.changed]
-    decisions = sorted({*recorded, *in_state})
+    decisions = sorted({*run.records.decision_tokens.kept, *in_state})
     charts, end_tokens = [], run.records.last_tokens
     for source, names in sources.items():
         colour_of, shares = palette(map(_topic, names)), _shares_in_source(names, mixtures, end_tokens)
@@ -173,7 +173,10 @@ def _topics(run: RunData, read: Consumption | None, mixtures: Sequence[Mixture])
              "line": {"color": colour_of[_topic(name)], "width": 1.6, "shape": "hv"}, "hovertemplate": "%{y:.2%}"}
             for name in names
         ]  # fmt: skip
-        note = "Above: perplexity on held-out documents. Below: share of the topic in its source. Lines: decisions."
+        note = "Above: perplexity on held-out documents. Below: share of the topic in its source. A line: a decision."
+        num_decisions = max(len(decisions), run.records.decision_tokens.num_recorded)
+        if num_decisions > MAX_LINES:
+            note += f" {MAX_LINES} of {num_decisions:,} are drawn."
         charts.append(topics_chart(source, upper, lower, decisions, note, end_tokens or None))
     return charts
 

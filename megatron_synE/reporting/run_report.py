@@ -11,13 +11,14 @@ from megatron_synE.reporting.consumption import Consumption, consumption
 from megatron_synE.reporting.headline import headline
 from megatron_synE.reporting.history import configuration, event_rows, reproduction, status
 from megatron_synE.reporting.learning import benchmark_rows, evaluation_tables, heldout_rows
+from megatron_synE.reporting.record_shapes import is_number
 from megatron_synE.reporting.records import MAX_POINTS, MAX_POINTS_OF_COMPONENT
 from megatron_synE.reporting.run_charts import run_charts
 from megatron_synE.reporting.run_files import RunData
 
 Json = dict[str, Any]
 
-MAX_DECISIONS = 40
+MAX_DECISIONS = 20
 """That the page shows with their numbers; the newest."""
 
 
@@ -30,6 +31,9 @@ def run_report(run: RunData, other: RunData | None = None, against: Sequence[Eva
     """
     read, read_problem = _consumption(run)
     events = event_rows(run.records)
+    num_decisions = sum(event["kind"] == "decision" for event in events)
+    if num_decisions > MAX_DECISIONS:  # they have a section of their own
+        events = [event for event in events if event["kind"] != "decision"]
     theirs = [*against, *(other.evaluations if other is not None else ())]
     report: Json = {
         "kind": "run",
@@ -61,7 +65,7 @@ def run_facts(run: RunData, read: Consumption | None) -> Json:
     num_samples = read.num_samples if read is not None else start.get("num_samples")
     tokens = records.last_tokens if records.num_records else state.get("consumed_tokens", 0)
     loss = records.loss
-    return {
+    facts = {
         "folder": str(run.folder),
         "step": records.last_step if records.num_records else state.get("step", 0),
         "last_step": start.get("last_step"),
@@ -84,6 +88,7 @@ def run_facts(run: RunData, read: Consumption | None) -> Json:
         "first_time": records.first_time,
         "last_time": records.last_time,
     }
+    return {name: None if isinstance(value, float) and not is_number(value) else value for name, value in facts.items()}
 
 
 def _consumption(run: RunData) -> tuple[Consumption | None, str]:
