@@ -246,7 +246,7 @@ setup(
             "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/*.yaml", "evaluation/tasks/README.md",
             "reporting/templates/*",
         ]
-    },  # fmt: skip
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=extensions(),
