@@ -15,8 +15,8 @@ from megatron_synE.checkpoint import DamagedCheckpoint
 from megatron_synE.config.guard import RestoreConfig
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
-from megatron_synE.training.benchmarks import BenchmarkScores
 from megatron_synE.data.strategies import RestoreShare
+from megatron_synE.training.benchmarks import BenchmarkScores
 from megatron_synE.training.config_changes import as_json
 from megatron_synE.training.evaluate import EvaluationResult
 from megatron_synE.training.forgetting import Baseline, Figure, Told
