@@ -112,6 +112,19 @@ class DataStream:
             if merged
         ]
 
+    def describe_moves(self) -> list[str]:
+        """A line for each decision on the sources themselves."""
+
+        def moved(decision: Decision) -> str:
+            after, before = decision.shares_after, decision.shares_before
+            return ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in after)
+
+        return [
+            f"shares of the sources moved at sample {decision.at_sample:,}: {moved(decision)}"
+            for decision in self.decisions
+            if decision.moves == "sources"
+        ]
+
     @property
     def num_samples(self) -> int:
         """Samples of all stages."""

@@ -53,7 +53,9 @@ class Bound:
 
     def worsening(self, baseline: float, value: float) -> float:
         """How much worse `value` is than `baseline`, in the unit of `limit`; negative where it is better."""
-        return value - baseline if self.is_loss else 100 * (baseline - value)
+        if self.is_loss:
+            return value - baseline
+        return round(100 * (baseline - value), 9)  # 0.50 - 0.48 in binary is a little more than 2 points
 
 
 @dataclass(frozen=True)
