@@ -16,6 +16,7 @@ from megatron_synE.config.guard import RestoreConfig
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.parse import parse_job
 from megatron_synE.data.strategies import RestoreShare
+from megatron_synE.training.benchmarks import BenchmarkScores
 from megatron_synE.training.config_changes import as_json
 from megatron_synE.training.evaluate import EvaluationResult
 from megatron_synE.training.forgetting import Baseline, Figure, Told
@@ -23,7 +24,8 @@ from megatron_synE.training.run_state import RunState, resume_run_state, start_r
 from tests.helpers.runs import write_job
 
 FIELDS = ["consumed_samples", "trajectory", "first_evaluation", "last_evaluation", "spike_windows", "incidents",
-          "in_a_row", "config_changes", "config", "step", "forgetting"]  # fmt: skip
+          "in_a_row", "config_changes", "config", "step", "first_benchmarks", "last_benchmarks",
+          "forgetting"]  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["stretches", "step", "a"]), inner),
@@ -39,6 +41,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobConfig, dict[str
         run.trajectory.advance()
     run.first_evaluation = (0, EvaluationResult({"book": 3.0}, {"book": 5}))
     run.last_evaluation = (3, EvaluationResult({"book": 2.0}, {"book": 5}))
+    run.first_benchmarks = (0, BenchmarkScores({"sciq": {"acc": 0.25, "num_items": 4}}, {"sciq": "a1"}))
+    run.last_benchmarks = (3, BenchmarkScores({"sciq": {"acc": 0.5, "num_items": 4}}, {"sciq": "a1"}))
     run.spikes.accept({"loss": 2.0})
     run.forgetting.begin(0, {"loss of book": Figure(3.0, "5 tokens")})
     run.forgetting.told["loss of book"] = Told(3, 2.0)
@@ -56,6 +60,7 @@ def test_what_was_saved_comes_back(saved: tuple[JobConfig, dict[str, Any]]) -> N
     run = resume(job, state)
     assert {"step": 3, "config": as_json(job), **run.to_json()} == state
     assert run.stands_for({"kind": "evaluation", "step": 3}) and not run.stands_for({"kind": "decision", "step": 3})
+    assert run.stands_for({"kind": "benchmark", "step": 3}) and run.stands_for({"kind": "benchmark", "step": 2})
     told = {"kind": "forgetting", "step": 3, "what": "loss of book"}
     assert run.stands_for(told) and not run.stands_for({**told, "what": "loss of web"})
     moved = {"kind": "decision", "step": 3, "at_sample": 24, "moves": "sources"}
