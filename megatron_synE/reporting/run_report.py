@@ -121,7 +121,8 @@ def _decisions(run: RunData, read: Consumption | None) -> Json:
     """The newest decisions with what they were made of."""
     found = [] if read is None else [dataclasses.asdict(decision) for decision in read.state.decisions]
     saved_tokens = found[-1]["at_tokens"] if found else -1
-    found += [record for record in run.records.events["decision"].records if record["at_tokens"] > saved_tokens]
+    recorded = run.records.events["decision"]
+    found += [record for record in recorded.records if record["at_tokens"] > saved_tokens]
     rows = []
     for decision in found[-MAX_DECISIONS:]:
         changes = {name: decision["inputs"].get(name, {}) for name in ("change", "delta", "factor")}
@@ -132,7 +133,7 @@ def _decisions(run: RunData, read: Consumption | None) -> Json:
             for name, before in decision["shares_before"].items()
         ]  # fmt: skip
         rows.append({"tokens": decision["at_tokens"], "changed": decision["changed"], "topics": topics})
-    return {"num_decisions": len(found), "rows": rows}
+    return {"num_decisions": max(len(found), recorded.num_recorded), "rows": rows}
 
 
 def _sources(run: RunData) -> Json:
