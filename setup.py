@@ -243,7 +243,8 @@ setup(
     entry_points={"console_scripts": [f"{name} = {function}" for name, function in COMMANDS.items()]},
     package_data={
         "megatron_synE": [
-            "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/**/*.yaml", "reporting/templates/*",
+            "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/*.yaml", "evaluation/tasks/README.md",
+            "reporting/templates/*",
         ]
     },
     install_requires=INSTALL_REQUIRES,

@@ -55,6 +55,7 @@ class JobConfig:
         for section in (self.model, self.parallel, self.precision, self.data, self.optimizer, self.schedule,
                         self.training, self.healing, self.evaluation, self.checkpoint, self.logging):  # fmt: skip
             found += section.problems()
+        found += self.evaluation.guard_problems(self.data)
         if base_is_known or self.model.preset is not None:
             found += self._model_problems(base)
         if self.parallel.model_parallel_size > 0:
@@ -63,6 +64,8 @@ class JobConfig:
             found.append("parallel.tp_comm_overlap: needs model.transformer_impl transformer_engine; use it")
         if self.logging.wandb.project is not None and self.logging.directory is None and self.checkpoint.save is None:
             found.append("logging.wandb.project: needs logging.directory or checkpoint.save to keep the run's id in")
+        if self.evaluation.guard.is_on and self.evaluation.guard.reaction == "stop" and self.checkpoint.save is None:
+            found.append("evaluation.guard.reaction: stop saves the run first; give checkpoint.save, or use warn")
         return found + self._fp8_problems(base) + self._optimizer_problems()
 
     def _fp8_problems(self, base: LlamaArchitecture | None) -> list[str]:

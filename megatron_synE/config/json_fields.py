@@ -53,6 +53,10 @@ class JsonFields:
         """A string."""
         return self._checked(name, self._value(name), is_text, "a string")
 
+    def number(self, name: str) -> float:
+        """A finite number."""
+        return float(self._checked(name, self._value(name), is_finite, "a finite number"))
+
     def flag(self, name: str) -> bool:
         """True or false."""
         return self._checked(name, self._value(name), lambda value: isinstance(value, bool), "true or false")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_synE.config.data import DataConfig, Order, StageConfig, exact
 from megatron_synE.data.mixture import PeriodTable, PeriodTables, numerators, rounded, share_denominator
-from megatron_synE.data.segments import Segment, Timeline
+from megatron_synE.data.segments import MovedWeights, Segment, Timeline, as_texts
 from megatron_synE.data.strategies import TopicShares, make_strategy
 
 
@@ -72,6 +72,12 @@ def round_shares(shares: Mapping[str, Fraction], stage: Stage) -> dict[str, Frac
     return dict(zip(shares, new, strict=True))
 
 
+def with_moved(stage: Stage, moved: MovedWeights | None) -> Stage:
+    """The stage with the weights in force, where a decision moved them."""
+    weights = moved.instead_of(stage.weights) if moved is not None else None
+    return stage if weights is None else replace(stage, weights=weights)
+
+
 class Planner:
     """Plans segments from any sample to the end of the run.
 
@@ -94,14 +100,14 @@ class Planner:
         """What the plan was made from, as JSON; a checkpoint of another plan is planned anew from where it stands."""
 
         def written(shares: TopicShares) -> dict[str, dict[str, str]]:
-            return {name: {topic: str(share) for topic, share in topics.items()} for name, topics in shares.items()}
+            return {name: as_texts(topics) for name, topics in shares.items()}
 
         return {
             "stages": [
                 {
                     "name": stage.name,
                     "end": stage.end,
-                    "weights": {name: str(weight) for name, weight in stage.weights.items()},
+                    "weights": as_texts(stage.weights),
                     "orders": dict(stage.orders),
                     "topic_shares": written(stage.topic_shares),
                 }
@@ -121,29 +127,44 @@ class Planner:
         cursors = np.zeros(len(self.slots), np.int64)
         return Timeline(self.plan(0, cursors, self.initial_topic_shares, "stage"), self.num_samples, self.tables)
 
-    def replan(self, timeline: Timeline, sample: int, topic_shares: TopicShares, reason: str) -> Timeline:
-        """What `timeline` holds before `sample`, and the rest planned anew with these topic shares."""
+    def replan(
+        self, timeline: Timeline, sample: int, topic_shares: TopicShares, reason: str,
+        moved: MovedWeights | None = None,
+    ) -> Timeline:  # fmt: skip
+        """What `timeline` holds before `sample`, and the rest planned anew with these topic shares.
+
+        Args: moved: weights of the sources from there on; None: as they are.
+        """
         kept = [segment for segment in timeline.segments if segment.start < sample]
-        planned = self.plan(sample, timeline.cursors(sample), topic_shares, reason)
+        moved = moved or timeline.at(sample).moved
+        planned = self.plan(sample, timeline.cursors(sample), topic_shares, reason, moved)
         return Timeline([*kept, *planned], self.num_samples, self.tables)
 
-    def plan(self, start: int, cursors: np.ndarray, topic_shares: TopicShares, reason: str) -> list[Segment]:
-        """Segments from sample `start` on, with components standing at `cursors` int64[C]."""
+    def plan(
+        self, start: int, cursors: np.ndarray, topic_shares: TopicShares, reason: str,
+        moved: MovedWeights | None = None,
+    ) -> list[Segment]:  # fmt: skip
+        """Segments from sample `start` on, with components standing at `cursors` int64[C].
+
+        Args: moved: weights of the sources instead of the stages' own, up to the first stage with other own ones.
+        """
         segments: list[Segment] = []
         for stage in self.stages:
             if stage.end <= start:
                 continue
+            moved = moved if moved is not None and moved.instead_of(stage.weights) is not None else None
             first = max(stage.start, start)
             changes = {first: (reason if first == start else "stage", self._opening(stage, first, reason))}
             changes |= {sample: ("schedule", new) for sample, new in self.scheduled if first < sample < stage.end}
             for (sample, (why, new)), end in zip(changes.items(), [*list(changes)[1:], stage.end], strict=True):
                 topic_shares = {**topic_shares, **new}
-                cursors = self._fill(segments, stage, sample, end, cursors, topic_shares, why)
+                cursors = self._fill(segments, stage, sample, end, cursors, topic_shares, why, moved)
         return segments
 
     def _opening(self, stage: Stage, sample: int, reason: str) -> TopicShares:
         """The topic shares that come into force at `sample`, where a stage or a plan begins."""
-        at_start = stage.topic_shares if sample == stage.start and reason != "adjustment" else {}
+        was_decided = reason in ("adjustment", "restoration")
+        at_start = stage.topic_shares if sample == stage.start and not was_decided else {}
         scheduled = [shares for point, shares in self.scheduled if point == sample]
         return {**at_start, **(scheduled[-1] if scheduled else {})}
 
@@ -156,12 +177,14 @@ class Planner:
         cursors: np.ndarray,
         topic_shares: TopicShares,
         reason: str,
+        moved: MovedWeights | None,
     ) -> np.ndarray:
         """Append the segments of [start, end) and return the cursors at its end."""
+        stage = with_moved(stage, moved)
         while start < end:
             counts = self.numerators(stage, topic_shares, cursors, start)
             standing = tuple(int(cursor) for cursor in cursors)
-            segments.append(Segment(start, stage.name, counts, standing, topic_shares, stage.orders, reason))
+            segments.append(Segment(start, stage.name, counts, standing, topic_shares, stage.orders, reason, moved))
             table = self.tables.get(counts)
             stop = self._first_exhaustion(table, start, end, cursors) if self.config.exhausted == "reweight" else end
             cursors = cursors + table.counts(stop - start)

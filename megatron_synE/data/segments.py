@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, get_args
@@ -17,6 +17,35 @@ from megatron_synE.data.mixture import MAX_PERIOD, PeriodTables
 from megatron_synE.data.strategies import TopicShares
 
 RATIONAL = re.compile(r"[0-9]{1,400}(/0*[1-9][0-9]{0,400})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class MovedWeights:
+    """Weights of the sources that a decision set. They hold as long as the plan's own stay those it moved them from."""
+
+    planned: Mapping[str, Fraction]
+    """Source → weight in the plan, of those that have one."""
+    weights: Mapping[str, Fraction]
+    """Source → weight instead, of those that have one."""
+
+    def instead_of(self, planned: Mapping[str, Fraction]) -> dict[str, Fraction] | None:
+        """The weight of every source in `planned`, zero included; None where those are not what they were."""
+        if with_weight(planned) != self.planned:
+            return None
+        return {name: self.weights.get(name, Fraction(0)) for name in planned}
+
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """Rationals as `a/b`."""
+        return {"planned": as_texts(self.planned), "weights": as_texts(self.weights)}
+
+    @staticmethod
+    def from_json(fields: JsonFields, sources: Collection[str]) -> MovedWeights:
+        """Inverse of `to_json`. ValueError naming the field for what is no weight of one of these sources."""
+        found = MovedWeights(shares_from_json(fields, "planned"), shares_from_json(fields, "weights"))
+        for name, weights in (("planned", found.planned), ("weights", found.weights)):
+            if not weights.keys() <= set(sources) or 0 in weights.values():
+                raise fields.wrong(name, "names a source without a component, or without a weight")
+        return found
 
 
 @dataclass(frozen=True)
@@ -36,26 +65,28 @@ class Segment:
     orders: Mapping[str, Order]
     """Order of each source's documents; a component re-orders what it has not read where this changes."""
     reason: str
-    """Why it begins: `stage`, `adjustment`, `schedule`, `exhausted` or `config`."""
+    """Why it begins: `stage`, `adjustment`, `restoration`, `schedule`, `exhausted` or `config`."""
+    moved: MovedWeights | None = None
+    """Weights of the sources that a decision set; None: the stage's own."""
 
     def to_json(self) -> dict[str, Any]:
         """The segment as JSON; rationals as `a/b`."""
+        moved = {} if self.moved is None else {"moved_weights": self.moved.to_json()}
         return {
             "start": self.start,
             "stage": self.stage,
             "numerators": list(self.numerators),
             "cursors": list(self.cursors),
-            "topic_shares": {
-                source: {topic: str(share) for topic, share in shares.items()}
-                for source, shares in self.topic_shares.items()
-            },
+            "topic_shares": {source: as_texts(shares) for source, shares in self.topic_shares.items()},
             "orders": dict(self.orders),
             "reason": self.reason,
+            **moved,
         }
 
     @staticmethod
-    def from_json(fields: JsonFields, num_components: int) -> Segment:
-        """Inverse of `to_json`. ValueError naming the field for what is no segment of so many components."""
+    def from_json(fields: JsonFields, components: Sequence[str]) -> Segment:
+        """Inverse of `to_json`. ValueError naming the field for what is no segment of components with these names."""
+        num_components = len(components)
         numerators, cursors = fields.integers("numerators", high=MAX_PERIOD), fields.integers("cursors")
         for name, values in (("numerators", numerators), ("cursors", cursors)):
             if len(values) != num_components:
@@ -68,18 +99,31 @@ class Segment:
             stage=fields.text("stage"),
             numerators=tuple(numerators),
             cursors=tuple(cursors),
-            topic_shares={source: topic_shares_from_json(shares, source) for source in shares.content},
+            topic_shares={source: shares_from_json(shares, source) for source in shares.content},
             orders=dict(fields.texts_by_name("orders", lambda order: order in get_args(Order), "an order")),  # type: ignore[arg-type]
             reason=fields.text("reason"),
+            moved=MovedWeights.from_json(fields.inner("moved_weights"), [name.partition("/")[0] for name in components])
+            if fields.has("moved_weights")
+            else None,
         )
 
 
-def topic_shares_from_json(shares: JsonFields, source: str) -> dict[str, Fraction]:
-    """The exact shares of a source's topics. The pattern bounds the digits: `1e999999999` is a number, too."""
-    written = shares.texts_by_name(source, lambda share: RATIONAL.fullmatch(share) is not None, "a share such as 1/3")
-    found = {topic: Fraction(share) for topic, share in written.items()}
+def with_weight(weights: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    """Those that are not 0."""
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def as_texts(shares: Mapping[str, Fraction]) -> dict[str, str]:
+    """Rationals as `a/b`."""
+    return {name: str(share) for name, share in shares.items()}
+
+
+def shares_from_json(fields: JsonFields, name: str) -> dict[str, Fraction]:
+    """Exact shares that sum to 1. The pattern bounds the digits: `1e999999999` is a number, too."""
+    written = fields.texts_by_name(name, lambda share: RATIONAL.fullmatch(share) is not None, "a share such as 1/3")
+    found = {name: Fraction(share) for name, share in written.items()}
     if sum(found.values()) != 1:
-        raise shares.wrong(source, "does not sum to 1")
+        raise fields.wrong(name, "does not sum to 1")
     return found
 
 

@@ -6,31 +6,35 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 from megatron_synE.config.json_fields import MAX_INTEGER, JsonFields
 from megatron_synE.data.components import Component
 from megatron_synE.data.segments import Segment
 
 FORMAT_VERSION = 1
+Moves = Literal["topics", "sources"]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One measurement, and what was decided on it."""
+    """One measurement, and what was decided on it: on the topics of the sources, or on the sources themselves."""
 
     at_sample: int
     at_tokens: int
-    perplexity: dict[str, float]
-    """Component → held-out perplexity."""
-    shares_before: dict[str, float]
-    """Component → share in its source, of the sources with topics."""
-    shares_after: dict[str, float]
+    perplexity: dict[str, float] = field(default_factory=dict)
+    """Component → held-out perplexity that topics were decided on."""
+    shares_before: dict[str, float] = field(default_factory=dict)
+    """Component → share in its source, of the sources with topics; source → weight, where sources were moved."""
+    shares_after: dict[str, float] = field(default_factory=dict)
     """The same from at_sample on."""
     inputs: dict[str, dict[str, float]] = field(default_factory=dict)
-    """The strategy's intermediate values (`change`, `delta`, `factor`) → component → value."""
+    """What led to it: the strategy's intermediate values (`change`, `delta`, `factor`) → component → value; of sources,
+    `baseline`, `value` and `bound` → what was forgotten → value, and `planned_weight` → source → value."""
     changed: bool = False
     """Whether a new segment was opened; the first measurement opens none."""
+    moves: Moves = "topics"
+    """Whose shares are decided on."""
 
     @staticmethod
     def from_json(fields: JsonFields) -> Decision:
@@ -44,6 +48,7 @@ class Decision:
             shares_after=fields.numbers_by_name("shares_after"),
             inputs={name: inputs.numbers_by_name(name) for name in inputs.content},
             changed=fields.flag("changed"),
+            moves=moves_from_json(fields) if fields.has("moves") else "topics",
         )
 
 
@@ -78,11 +83,12 @@ class StreamState:
             version = reprlib.repr(fields.content.get("format_version"))
             raise fields.wrong("format_version", f"is {version}, not {FORMAT_VERSION}")
         components = [component_from_json(entry) for entry in fields.inner_list("components")]
-        if len({component["name"] for component in components}) < len(components):
+        names = [component["name"] for component in components]
+        if len(set(names)) < len(names):
             raise fields.wrong("components", "names one twice")
         seq_length = fields.integer("seq_length", low=1, high=2**31)
         num_samples = fields.integer("num_samples", low=1, high=MAX_INTEGER // seq_length)
-        segments = [Segment.from_json(entry, len(components)) for entry in fields.inner_list("segments")]
+        segments = [Segment.from_json(entry, names) for entry in fields.inner_list("segments")]
         check_sequence(fields, segments, num_samples)
         decisions = [Decision.from_json(entry) for entry in fields.inner_list("decisions")]
         if any(later.at_sample < earlier.at_sample for earlier, later in pairwise(decisions)):
@@ -158,6 +164,14 @@ def misfit(recorded: Mapping[str, Any], was_read: bool, components: Sequence[Com
             "perplexities, as a further source"
         ]
     return []
+
+
+def moves_from_json(fields: JsonFields) -> Moves:
+    """Whose shares a decision moves."""
+    moves = fields.text("moves")
+    if moves not in get_args(Moves):
+        raise fields.wrong("moves", f"is {reprlib.repr(moves)}, not one of {', '.join(get_args(Moves))}")
+    return moves  # type: ignore[return-value]
 
 
 def component_from_json(fields: JsonFields) -> dict[str, Any]:

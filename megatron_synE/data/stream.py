@@ -18,10 +18,10 @@ from megatron_synE.data.batches import Batch, assemble, check_tokens
 from megatron_synE.data.cache import IndexCache
 from megatron_synE.data.components import Chain, Component, Source, exclude_foreign_heldout
 from megatron_synE.data.heldout import HeldoutSet
-from megatron_synE.data.plan import Planner, Slot, make_stages, round_shares
-from megatron_synE.data.segments import Segment, Timeline
+from megatron_synE.data.plan import Planner, Slot, make_stages, round_shares, with_moved
+from megatron_synE.data.segments import MovedWeights, Segment, Timeline, with_weight
 from megatron_synE.data.state import Decision, StreamState
-from megatron_synE.data.strategies import TopicShares, make_strategy
+from megatron_synE.data.strategies import RestoreShare, TopicShares, make_strategy
 from megatron_synE.data.topics import with_merged_shares
 
 DEFAULT_CACHE_FOLDER = ".index_cache"
@@ -112,6 +112,19 @@ class DataStream:
             if merged
         ]
 
+    def describe_moves(self) -> list[str]:
+        """A line for each decision on the sources themselves."""
+
+        def moved(decision: Decision) -> str:
+            after, before = decision.shares_after, decision.shares_before
+            return ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in after)
+
+        return [
+            f"shares of the sources moved at sample {decision.at_sample:,}: {moved(decision)}"
+            for decision in self.decisions
+            if decision.moves == "sources"
+        ]
+
     @property
     def num_samples(self) -> int:
         """Samples of all stages."""
@@ -158,6 +171,10 @@ class DataStream:
         numerators = self.timeline.at(sample).numerators
         return {name: count / sum(numerators) for name, count in zip(self.component_names, numerators, strict=True)}
 
+    def source_weights(self, sample: int) -> dict[str, Fraction]:
+        """Source → weight in force at a sample, exact; what stands in for an exhausted source is not in it."""
+        return dict(with_moved(self.planner.stage_at(sample), self.timeline.at(sample).moved).weights)
+
     def heldout(self) -> dict[str, HeldoutSet]:
         """Component → its held-out samples; a set may be empty."""
         return {
@@ -183,7 +200,8 @@ class DataStream:
         if interval_tokens is None:
             return None
         interval = max(1, interval_tokens // self.seq_length)
-        due = (self.decisions[-1].at_sample // interval + 1) * interval if self.decisions else 0
+        last = self._last_measurement()
+        due = (last.at_sample // interval + 1) * interval if last is not None else 0
         due = max(due, sample)
         for stage in self.planner.stages:
             if stage.adjust and due < stage.end:
@@ -197,7 +215,7 @@ class DataStream:
         Returns: the decision when shares change, else None. The measurement is recorded either way.
         Raises: ValueError for a missing or non-finite perplexity, or when at_sample lies before the last decision.
         """
-        segment = self.timeline.at(at_sample)
+        segment, last = self.timeline.at(at_sample), self._last_measurement()
         if self.decisions and at_sample < self.decisions[-1].at_sample:
             raise ValueError(f"adjustment at sample {at_sample} lies before the one at {self.decisions[-1].at_sample}")
         # A stage may set the share of a topic without documents, which is 0.
@@ -207,7 +225,7 @@ class DataStream:
         }
         measured = by_topic(perplexity, shares)
         # A source that joined since the last measurement has nothing to be compared with yet.
-        recorded = self.decisions[-1].perplexity if self.decisions else {}
+        recorded = last.perplexity if last is not None else {}
         compared = {s: topics for s, topics in shares.items() if all(f"{s}/{topic}" in recorded for topic in topics)}
         proposals = self.strategy.decide(compared, by_topic(recorded, compared), measured) if compared else {}
         new = {
@@ -234,6 +252,41 @@ class DataStream:
         self._replan(at_sample, after, "adjustment")
         return decision
 
+    def restore_share(
+        self, at_sample: int, sources: Sequence[str], strategy: RestoreShare,
+        inputs: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> Decision:  # fmt: skip
+        """Move share of the mixture back to sources; sample `at_sample` is the first of a new segment.
+
+        The topics keep their shares in their source. A later stage with other weights begins with its own.
+
+        Args: inputs: what led to it, for the record.
+        Raises: ValueError when nothing can be moved, with the reason; everything is as before then.
+        """
+        if at_sample >= self.num_samples:
+            raise ValueError("the run is at its end")
+        assert not self.decisions or at_sample >= self.decisions[-1].at_sample, "decisions ascend"
+        planned = self.planner.stage_at(at_sample).weights
+        before = self.source_weights(at_sample)
+        proposal = strategy.decide(before, planned, self._unspent(at_sample, sources))
+        moved = MovedWeights(with_weight(planned), with_weight(proposal.shares))
+        topic_shares = self.timeline.at(at_sample).topic_shares
+        timeline = self.planner.replan(self.timeline, at_sample, topic_shares, "restoration", moved)
+        if self.config.exhausted == "error":
+            self._check_caps(timeline)
+        decision = Decision(
+            at_sample=at_sample,
+            at_tokens=at_sample * self.seq_length,
+            shares_before={name: float(weight) for name, weight in before.items()},
+            shares_after={name: float(weight) for name, weight in proposal.shares.items()},
+            inputs={name: dict(values) for name, values in {**(inputs or {}), **proposal.inputs}.items()},
+            changed=True,
+            moves="sources",
+        )
+        self.decisions.append(decision)
+        self._follow(timeline)
+        return decision
+
     def state_dict(self, sample: int | None = None) -> dict[str, Any]:
         """The state as JSON; `sample` is the number of samples consumed so far."""
         return StreamState(
@@ -246,6 +299,25 @@ class DataStream:
             decisions=self.decisions,
             sample=sample,
         ).to_json()
+
+    def _last_measurement(self) -> Decision | None:
+        """The newest measurement that topics were decided on."""
+        return next((decision for decision in reversed(self.decisions) if decision.moves == "topics"), None)
+
+    def _unspent(self, sample: int, sources: Sequence[str]) -> list[str]:
+        """Those of the sources that can still be read at a sample. ValueError where there is none."""
+        left = self._capacities - self.timeline.cursors(sample)
+        found = {c.source.name for c, samples in zip(self.components, left, strict=True) if samples > 0}
+        if not found & set(sources):
+            raise ValueError(f"{', '.join(sources)} cannot be read any further: max_epochs is reached")
+        return [name for name in sources if name in found]
+
+    def _check_caps(self, timeline: Timeline) -> None:
+        """ValueError where a component passes its max_epochs that did not before: the run would end there."""
+        before, after = self.timeline.cursors(self.num_samples), timeline.cursors(self.num_samples)
+        for number in np.flatnonzero((after > self._capacities) & (before <= self._capacities)):
+            name = self.component_names[int(number)]
+            raise ValueError(f"{name} would pass its max_epochs; raise it, or set data.exhausted to reweight")
 
     def _place_of(self, component: int, sample: int, place: int) -> tuple[str, int]:
         """Corpus and document of a token."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,12 @@ from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_synE.checkpoint.model_state import bare, finish_param_gather
+from megatron_synE.evaluation.batching import Target
 from megatron_synE.model.targets import Targets
+
+Found = list[tuple[Target, float, float]]
+"""What was asked, ln p of the token, and the most probable token there."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,45 @@ class ModelBatch:
     position_ids_BS: torch.Tensor
     targets: Targets
     packed_seq_params: PackedSeqParams | None = None
+
+
+def run_asked(model_chunks: Sequence[torch.nn.Module], asked: Sequence[tuple[ModelBatch, list[Target]]]) -> Found:
+    """`run_batches`, and what this process learns by it; each batch comes with what its M answers are about."""
+    outputs = run_batches(model_chunks, [batch for batch, _ in asked]) if asked else []
+    return [
+        (target, *output) for (_, targets), values_M2 in zip(asked, outputs, strict=False)
+        for target, output in zip(targets, values_M2.tolist(), strict=True)
+    ]  # fmt: skip
+
+
+def padded_length(model_chunks: Sequence[torch.nn.Module], num_tokens: int) -> int:
+    """How many tokens a row has that takes so many in this layout."""
+    multiple = bare(model_chunks[0]).token_multiple()
+    return -(-num_tokens // multiple) * multiple
+
+
+def from_all_processes(found: Found, group: torch.distributed.ProcessGroup | None) -> Found:
+    """The findings of all processes, in the order of their ranks. Of a tensor-parallel group, all know the same."""
+    own = found if parallel_state.get_tensor_model_parallel_rank() == 0 else []
+    if torch.distributed.get_world_size() == 1:
+        return own
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, [(*target, *output) for target, *output in own], group=group)
+    return [(Target(*row[:3]), *row[3:]) for rows in everyone for row in rows]
+
+
+@contextmanager
+def evaluation_mode(model_chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Inside, the model is whole and in evaluation mode; afterwards it is in the mode that it was in."""
+    finish_param_gather(model_chunks)
+    were_training = [chunk.training for chunk in model_chunks]
+    for chunk in model_chunks:
+        chunk.eval()
+    try:
+        yield
+    finally:
+        for chunk, was_training in zip(model_chunks, were_training, strict=True):
+            chunk.train(was_training)
 
 
 def run_batches(model_chunks: Sequence[torch.nn.Module], batches: Sequence[ModelBatch]) -> list[torch.Tensor]:

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 
 from megatron_synE.checkpoint.model_state import bare
-from megatron_synE.evaluation.batching import BatchLimits, Target, TokenSequence
-from megatron_synE.evaluation.forward import ModelBatch, run_batches
-from megatron_synE.evaluation.rows import padded_rows
-from megatron_synE.evaluation.scoring import evaluation_mode, from_all_processes
-
-
-@dataclass
-class Continuation:
-    """A prompt and what was made of it so far."""
-
-    number: int
-    """Of its request."""
-    prompt: tuple[int, ...]
-    max_new_tokens: int
-    new_tokens: list[int] = field(default_factory=list)
-    is_finished: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        """Read and written."""
-        return len(self.prompt) + len(self.new_tokens)
+from megatron_synE.evaluation.batching import BatchLimits
+from megatron_synE.evaluation.continuations import CachedSequences, Continuation, WholeSequences, Writer
+from megatron_synE.evaluation.forward import evaluation_mode, from_all_processes
 
 
 @torch.no_grad()
@@ -44,6 +24,7 @@ def generate(
     end_of_text_ids: Collection[int] = (),
     max_length_tokens: int | None = None,
     limits: BatchLimits = BatchLimits(),  # noqa: B008 - frozen
+    share_prefixes: bool = True,
     host_group: torch.distributed.ProcessGroup | None = None,
     on_done: Callable[[int, Sequence[int]], None] = lambda number, tokens: None,
 ) -> list[list[int]]:
@@ -60,6 +41,9 @@ def generate(
         end_of_text_ids: end a continuation, and are left out of it.
         max_length_tokens: by default the model's context.
         limits: of the tokens and sequences that are worked on at once.
+        share_prefixes: keep the keys and values of what was read, and read a beginning that prompts have in common
+            once. Models that cannot (context parallelism, Transformer Engine) read everything again for each token, as
+            all do without it; the tokens are the same.
         host_group: all processes, over which tokens travel; by default torch.distributed's own group.
         on_done: told on every process when a continuation is complete.
 
@@ -73,20 +57,23 @@ def generate(
         Continuation(number, tuple(prompt[-(max_length_tokens - max_new_tokens) :]), max_new_tokens)
         for number, (prompt, max_new_tokens) in enumerate(prompts)
     ]
-    waiting = deque(sorted(continuations, key=lambda one: (-len(one.prompt), one.prompt)))
-    active: list[list[Continuation]] = [[] for _ in range(parallel_state.get_data_parallel_world_size())]
+    own = continuations[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
+    writer: Writer
+    if share_prefixes and model.takes_cached_tokens():
+        writer = CachedSequences(model_chunks, own, limits, max_length_tokens, device)
+    else:
+        writer = WholeSequences(model_chunks, own, limits, device)
+    num_done = 0
     with evaluation_mode(model_chunks):
-        while waiting or any(active):
-            for running in sorted(active, key=len):
-                while waiting and _has_room(running, waiting[0], limits):
-                    running.append(waiting.popleft())
-            own = active[parallel_state.get_data_parallel_rank()]
-            found = from_all_processes(_next_tokens(model_chunks, own, limits, device), host_group)
+        while num_done < len(continuations):
+            found = from_all_processes(writer.next_tokens(), host_group)
             for target, _, most_probable in found:
                 continuations[target.request].new_tokens.append(int(most_probable))
-            for one in _finish(active, is_finished, end_of_text_ids, host_group):
+            running = [continuations[target.request] for target, *_ in found]
+            for one in _finished(running, is_finished, end_of_text_ids, host_group):
+                writer.end(one)
                 on_done(one.number, one.new_tokens)
-            active = [[one for one in running if not one.is_finished] for running in active]
+                num_done += 1
     return [one.new_tokens for one in continuations]
 
 
@@ -111,46 +98,11 @@ def check_prompts(prompts: Sequence[tuple[tuple[int, ...], int]], vocab_size: in
             )
 
 
-def _has_room(running: Sequence[Continuation], another: Continuation, limits: BatchLimits) -> bool:
-    if not running:
-        return True
-    if limits.sequences is not None and len(running) >= limits.sequences:
-        return False
-    longest = max(len(one.prompt) + one.max_new_tokens for one in (*running, another))
-    return longest * (len(running) + 1) <= limits.tokens
-
-
-def _next_tokens(
-    model_chunks: Sequence[torch.nn.Module], running: Sequence[Continuation], limits: BatchLimits, device: torch.device
-) -> list[tuple[Target, float, float]]:
-    """The next token of each, by reading all before it again."""
-    if not running:
-        return []
-    multiple = bare(model_chunks[0]).token_multiple()
-    stages = parallel_state.get_pipeline_model_parallel_world_size()
-    sequences = []
-    for one in running:
-        tokens = (*one.prompt, *one.new_tokens)
-        sequences.append(TokenSequence(tokens, [Target(len(tokens) - 1, 0, one.number)]))
-    num_rows = -(-len(sequences) // stages)
-    num_tokens = -(-max(len(sequence.tokens) for sequence in sequences) // multiple) * multiple
-    made: list[tuple[ModelBatch, list[Target]]] = [
-        padded_rows(sequences[first * num_rows : (first + 1) * num_rows], num_rows, num_tokens, device)
-        for first in range(stages)
-    ]
-    outputs = run_batches(model_chunks, [batch for batch, _ in made])
-    return [
-        (target, *output) for (_, targets), values_M2 in zip(made, outputs, strict=False)
-        for target, output in zip(targets, values_M2.tolist(), strict=True)
-    ]  # fmt: skip
-
-
-def _finish(
-    active: Sequence[Sequence[Continuation]], is_finished: Callable[[int, Sequence[int]], bool],
+def _finished(
+    running: Sequence[Continuation], is_finished: Callable[[int, Sequence[int]], bool],
     end_of_text_ids: Collection[int], group: torch.distributed.ProcessGroup | None,
 ) -> list[Continuation]:  # fmt: skip
-    """Mark what has ended, as rank 0 sees it, and take the end-of-text token away."""
-    running = [one for replica in active for one in replica]
+    """Those that have ended, as rank 0 sees it, without their end-of-text token."""
     ended: list[Any] = [[]]
     if torch.distributed.get_rank() == 0:
         ended[0] = [
@@ -163,7 +115,6 @@ def _finish(
         torch.distributed.broadcast_object_list(ended, src=0, group=group)
     finished = [running[n] for n in ended[0]]
     for one in finished:
-        one.is_finished = True
         if one.new_tokens[-1] in end_of_text_ids:
             one.new_tokens.pop()
     return finished

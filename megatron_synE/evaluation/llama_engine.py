@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from megatron.core import parallel_state
 
 from megatron_synE.checkpoint import architecture_from_hf, init_from_hf, load_checkpoint, read_state
 from megatron_synE.checkpoint.collective import together
@@ -47,6 +48,8 @@ class EngineOptions:
     """How much goes through the model at once."""
     max_length_tokens: int | None = None
     """Longest context and continuation together; none for the model's context."""
+    share_prefixes: bool = True
+    """Compute what requests begin with in common once; the answers are the same without."""
     end_of_text_ids: Collection[int] = ()
     """Tokens that end a generated text."""
 
@@ -61,12 +64,12 @@ class LlamaEngine:
         model_chunks: this process's `LlamaModel`s, bare or in DistributedDataParallel; those of a run may train on.
         runtime: where this process stands.
         info: what determines the answers, beside the layout.
-        owns_runtime: leave the process groups at `close`.
+        leave: called at the end: gives back the process groups that were made for this model.
     """
 
     def __init__(
         self, model_chunks: Sequence[torch.nn.Module], runtime: Runtime, options: EngineOptions, info: dict[str, Any],
-        *, owns_runtime: bool = False,
+        *, leave: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         model = bare(model_chunks[0])
         self.max_length_tokens: int = options.max_length_tokens or model.max_sequence_length
@@ -76,7 +79,7 @@ class LlamaEngine:
             **info, "dtype": options.dtype, "transformer_impl": options.transformer_impl, "layout": layout_of_run(),
             "max_length_tokens": self.max_length_tokens, "batch_limits": dataclasses.asdict(options.limits),
         }  # fmt: skip
-        self._owns_runtime = owns_runtime
+        self._leave_runtime = leave
         self._is_open, self._is_broken = True, False
         # A group of its own: what the model computes has the run's time limit, and waiting for rank 0 has not.
         alone = runtime.world_size == 1
@@ -127,6 +130,8 @@ class LlamaEngine:
         shared_by = options.parallel.tensor_model_parallel_size * options.parallel.context_parallel_size
         if problems := options.parallel.problems_with(architecture, 2 * shared_by):
             raise ValueError("\n".join(problems))
+        # Torch's own processes belong to whoever brought them up.
+        leave = parallel_state.destroy_model_parallel if torch.distributed.is_initialized() else shut_down
         runtime = initialize(options.parallel)
         chunks = build_model_chunks(
             architecture, ModelConfig(transformer_impl=options.transformer_impl), options.parallel,
@@ -134,7 +139,7 @@ class LlamaEngine:
         )  # fmt: skip
         load(chunks)
         info = {**info, "architecture": dataclasses.asdict(architecture)}
-        return cls(chunks, runtime, options, info, owns_runtime=True)
+        return cls(chunks, runtime, options, info, leave=leave)
 
     @property
     def is_main(self) -> bool:
@@ -204,17 +209,14 @@ class LlamaEngine:
                 elif command == "generate":
                     self._generate(content)
                 else:
-                    self._is_open = False
-        self._leave()
+                    self._leave()
 
     def close(self) -> None:
         """End the others' `serve` and give the model back; on rank 0. After an error the others end by themselves."""
-        if not self._is_open:
-            return
-        self._is_open = False
-        if not self._is_broken:
-            self._tell("close", None)
-        self._leave()
+        if self._is_open:
+            if not self._is_broken:
+                self._tell("close", None)
+            self._leave()
 
     def _score(
         self, requests: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
@@ -222,8 +224,8 @@ class LlamaEngine:
     ) -> list[LogLikelihood]:  # fmt: skip
         return score(
             self._chunks, [ScoringRequest(*request) for request in requests], device=self._runtime.device,
-            max_length_tokens=self.max_length_tokens, limits=self._options.limits, host_group=self._runtime.host_group,
-            on_done=on_done,
+            max_length_tokens=self.max_length_tokens, limits=self._options.limits,
+            share_prefixes=self._options.share_prefixes, host_group=self._runtime.host_group, on_done=on_done,
         )  # fmt: skip
 
     def _generate(
@@ -234,7 +236,8 @@ class LlamaEngine:
         return generate(
             self._chunks, prompts, device=self._runtime.device, is_finished=is_finished,
             end_of_text_ids=frozenset(self._options.end_of_text_ids), max_length_tokens=self.max_length_tokens,
-            limits=self._options.limits, host_group=self._runtime.host_group, on_done=on_done,
+            limits=self._options.limits, share_prefixes=self._options.share_prefixes,
+            host_group=self._runtime.host_group, on_done=on_done,
         )  # fmt: skip
 
     @contextmanager
@@ -260,6 +263,7 @@ class LlamaEngine:
         return heard[0]
 
     def _leave(self) -> None:
-        self._chunks = ()
-        if self._owns_runtime:
-            shut_down()
+        self._is_open, self._chunks = False, ()
+        if self._commands is not None:
+            torch.distributed.destroy_process_group(self._commands)
+        self._leave_runtime()

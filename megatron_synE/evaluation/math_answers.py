@@ -17,9 +17,13 @@ MAX_CHARACTERS = 300
 """Longer answers are compared as text only."""
 MARKED = re.compile(r"(?:final answer|answer) is:?\s*(.+)", re.IGNORECASE)
 OPENING, CLOSING = "([{", ")]}"
-UNITS = re.compile(r"(?<=[\d})])(?:\s|\\ )*\\(?:text|mbox|mathrm|textrm)\{\s*[^{}\d]*\}(?:\^\{?\d\}?)?$")
+WORD = r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf|textit)\s*"
+WORDS = re.compile(WORD + r"\{([^{}]*)\}")
+UNITS = re.compile(r"(?<=[\w})])\s*" + WORD + r"\{(?!\s*[ap]\.?m)[^{}\d]*\}(?:\^\{?\d\}?)?$")
+NEW_ROW = "¶"
+"""Stands for TeX's two backslashes, which are not a command's."""
+MATRIX = re.compile(r"\\begin\{[pb]?matrix\}(.*)\\end\{[pb]?matrix\}")
 SPACING = re.compile(r"\\[!,;: ]|\\q?quad|~|\\left|\\right|\\displaystyle|\\limits")
-WORDS = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf|textit)\{([^{}]*)\}")
 
 
 def boxed(item: Item, results: Sequence[str]) -> dict[str, float]:
@@ -61,26 +65,37 @@ def same_answer(one: str, other: str) -> bool:
 
 
 def _same(one: str, other: str) -> bool:
-    if one.replace('"', "") == other.replace('"', ""):
+    if one == other or ('"' in one + other and _plain(one) == _plain(other)):
         return True
     if max(len(one), len(other)) > MAX_CHARACTERS:
         return False
-    for separator in (r"\cup", ","):
-        parts, others = _split(one, separator), _split(other, separator)
-        if len(parts) > 1 or len(others) > 1:
-            return len(parts) == len(others) and _same_parts(parts, others, in_any_order=separator == ",")
-    if one[:1] in OPENING and one[:1] and _enclosed(one) and _enclosed(other):
+    matrix, other_matrix = MATRIX.fullmatch(one), MATRIX.fullmatch(other)
+    if matrix and other_matrix:
+        rows, others = matrix[1].split(NEW_ROW), other_matrix[1].split(NEW_ROW)
+        return _same_parts(rows, others, in_any_order=False)
+    if matrix or other_matrix:
+        return False
+    parts, others = one.split("&"), other.split("&")
+    if len(parts) > 1 or len(others) > 1:
+        return _same_parts(parts, others, in_any_order=False)
+    parts, others = _split(one, r"\cup"), _split(other, r"\cup")
+    if len(parts) > 1 or len(others) > 1:
+        return _same_parts(parts, others, in_any_order=False)
+    parts, others = _listed(one), _listed(other)
+    if len(parts) > 1 or len(others) > 1:
+        return _same_parts(parts, others, in_any_order=True)
+    if _enclosed(one) and _enclosed(other):
         if one[0] != other[0] or one[-1] != other[-1]:
             return False
-        inner, others = _split(one[1:-1], ","), _split(other[1:-1], ",")
-        if len(inner) > 1 or len(others) > 1 or one[0] == "{":
-            return len(inner) == len(others) and _same_parts(inner, others, in_any_order=one[0] == "{")
+        parts, others = _listed(one[1:-1]), _listed(other[1:-1])
+        if len(parts) > 1 or len(others) > 1 or one[0] == "{":
+            return _same_parts(parts, others, in_any_order=one[0] == "{")
     return same_value(one, other)
 
 
 def _same_parts(parts: Sequence[str], others: Sequence[str], *, in_any_order: bool) -> bool:
-    if not in_any_order:
-        return all(_same(part, other) for part, other in zip(parts, others, strict=True))
+    if len(parts) != len(others) or not in_any_order:
+        return len(parts) == len(others) and all(map(_same, parts, others))
     left = list(others)
     for part in parts:
         match = next((other for other in left if _same(part, other)), None)
@@ -88,6 +103,15 @@ def _same_parts(parts: Sequence[str], others: Sequence[str], *, in_any_order: bo
             return False
         left.remove(match)
     return True
+
+
+def _listed(text: str) -> list[str]:
+    r"""Parts between commas; one with \pm is two."""
+    listed = []
+    for part in _split(text, ","):
+        two = part.count(r"\pm") == 1 and not _enclosed(part)
+        listed += [part.replace(r"\pm", "+"), part.replace(r"\pm", "-")] if two else [part]
+    return listed
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -105,12 +129,12 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _enclosed(text: str) -> bool:
-    """Whether the first bracket is closed by the last character; `(1,2]` counts."""
-    depths = 0
+    """Whether the text begins with a bracket that its last character closes; `(1,2]` counts."""
+    depth = 0
     for place, character in enumerate(text):
-        depths += (character in OPENING) - (character in CLOSING)
-        if depths == 0:
-            return place == len(text) - 1
+        depth += (character in OPENING) - (character in CLOSING)
+        if depth == 0:
+            return 0 < place == len(text) - 1
     return False
 
 
@@ -119,17 +143,22 @@ def normalised(answer: str) -> str:
 
     Words stand in quotes, which no expression has: `cat` is not the product of c, a and t.
     """
-    text = answer.strip().strip("$").strip().rstrip(".").replace("−", "-")
-    text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"\\\{|\\lbrace", "{", re.sub(r"\\\}|\\rbrace", "}", SPACING.sub("", text)))
-    text = re.sub(r"\^\{?\\circ\}?|\\degree|\\?%|\\?\$", "", text)
-    text = UNITS.sub("", text.strip())
-    text = WORDS.sub(lambda found: f'"{found[1].strip().casefold()}"', text)
+    text = answer.strip().strip("$").strip().rstrip(".").replace("−", "-").replace("\\\\", NEW_ROW)
+    text = re.sub(r"(?<=\d)(?:,\\!|\{,\})\s*(?=\d{3})", "", text)
+    text = re.sub(r"\\[dtc]frac", r"\\frac", SPACING.sub("", text))
+    text = re.sub(r"\\\{|\\lbrace", "{", re.sub(r"\\\}|\\rbrace", "}", text))
+    text = UNITS.sub("", re.sub(r"\^\{?\\circ\}?|\\degree|\\?%|\\?\$", "", text).strip())
+    text = WORDS.sub(lambda found: f'"{found[1].strip().casefold()}"', text).replace('"and"', ",")
     text = re.sub(r"^[a-zA-Z]\s*(?:=|\\in)\s*", "", text)
-    text = re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))", "", text) if _has_thousands(text) else text
-    return re.sub(r"\s+", "", text)
+    text = re.sub(r"_\{(\w+)\}", r"_\1", text)
+    return re.sub(r"\s+", "", text.replace(",", "") if _has_thousands(text) else text)
 
 
 def _has_thousands(text: str) -> bool:
-    """Whether commas between digits are thousands' separators: `12,345`, not `(1,234)` or `1,2`."""
-    return re.fullmatch(r"-?\d{1,3}(?:(?:,|\{,\})\s?\d{3})+(?:\.\d+)?", text.strip()) is not None
+    """Whether commas between digits are thousands' separators: `12,345`, not `1,2` or `12, 345`."""
+    return re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text.strip()) is not None
+
+
+def _plain(text: str) -> str:
+    """Words without their quotes and capitals, a letter without its brackets: `(A)` is the choice A."""
+    return re.sub(r"^\((\w)\)$", r"\1", text.replace('"', "").casefold())

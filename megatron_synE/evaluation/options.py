@@ -27,6 +27,8 @@ class EvaluationOptions:
     add_bos: str = "auto"
     limit: int | None = None
     """Items of each task, of each subject of a group; None for all."""
+    num_fewshot: int | None = None
+    """Examples in each prompt; None for the paper's."""
     seed: int = 1234
     dtype: Literal["bf16", "fp32"] = "bf16"
     tokens_per_batch: int = 4096
@@ -51,6 +53,8 @@ class EvaluationOptions:
             found.append("give either --checkpoint or --hf-dir")
         if self.limit is not None and self.limit < 1:
             found.append(f"--limit {self.limit}: give 1 or more")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            found.append(f"--num-fewshot {self.num_fewshot}: give 0 or more")
         if self.tokens_per_batch < 1:
             found.append(f"--tokens-per-batch {self.tokens_per_batch}: give 1 or more")
         if self.max_length_tokens is not None and self.max_length_tokens < 2:
@@ -76,4 +80,5 @@ class EvaluationOptions:
 
     def settings(self) -> dict[str, Any]:
         """What determines the results beside model, tokenizer and tasks' content."""
-        return {"tasks": list(self.tasks), "limit": self.limit, "seed": self.seed, "run_code": self.run_code}
+        names = ("limit", "num_fewshot", "seed", "run_code")
+        return {"tasks": list(self.tasks)} | {name: getattr(self, name) for name in names}

@@ -5,6 +5,7 @@ Rank 0 reads data, runs the harness and writes; the other processes of a torchru
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_synE.checkpoint.hf.config import CONFIG_FILE, read_hf_json
+from megatron_synE.checkpoint.layout import read_architecture, resolve
 from megatron_synE.checkpoint.tokenizer_files import find_tokenizer
 from megatron_synE.command_line import output_file
 from megatron_synE.config.evaluation_results import (
@@ -58,8 +60,9 @@ def evaluate(options: EvaluationOptions, say: Say, on_lost: Callable[[str], None
         raise ValueError("; ".join(problems))
     is_main = os.environ.get("RANK", "0") == "0"
     encoder = _encoder(options)
+    check_vocabulary(encoder.tokenizer, _vocab_size(options), say if is_main else lambda text: None)
     against = read_evaluation(options.against) if is_main and options.against is not None else None
-    tasks = load_tasks(options.tasks, options.data_dir, run_code=options.run_code) if is_main else None
+    tasks = _tasks(options) if is_main else None
     lock = RunLock({"--output-dir": options.output_dir} if is_main else {}, is_ending=lambda: False, on_lost=on_lost)
     lock.acquire()
     try:
@@ -72,10 +75,10 @@ def evaluate(options: EvaluationOptions, say: Say, on_lost: Callable[[str], None
         if isinstance(engine, LlamaEngine):
             engine.lead(lead)
         else:
-            try:
+            with contextlib.closing(engine):
                 lead(engine)
-            finally:
-                engine.close()
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from error
     finally:
         lock.release()
 
@@ -93,7 +96,6 @@ class _Evaluation:
 
     def run(self) -> None:
         folder, began_at = self.options.output_dir, time.monotonic()
-        check_vocabulary(self.encoder.tokenizer, self.engine.vocab_size, self.say)
         generator = _open_generator(self.options, self.engine, self.encoder)
         identity = self._identity(generator)
         if is_finished(folder):
@@ -115,7 +117,7 @@ class _Evaluation:
         prompts = first_prompts(RequestEncoder(self.encoder.tokenizer, self.encoder.bos), self.tasks)
         for line in shown(prompts):
             self.say(line)
-        journal = AnswerJournal(folder, {name: identity[name] for name in ("model", "generator", "tokenizer", "bos")})
+        journal = AnswerJournal(folder, without_places(identity))
         if journal.num_found:
             self.say(f"going on: {journal.num_found:,} requests were answered by an earlier start")
         try:
@@ -143,11 +145,12 @@ class _Evaluation:
     def _check_same(self, identity: dict[str, Any]) -> None:
         """Raises ValueError where the finished evaluation is another one."""
         manifest = read_evaluation(self.options.output_dir).manifest or {}
-        wanted = {
+        ours = {
             **identity, "settings": self.options.settings(), "templates": self.tasks.templates,
             "data": self.tasks.data_files,
         }  # fmt: skip
-        difference = first_difference({name: manifest.get(name) for name in wanted}, wanted)
+        theirs = {name: manifest.get(name) for name in ours}
+        difference = first_difference(without_places(theirs), without_places(ours))
         if difference:
             raise ValueError(
                 f"{self.options.output_dir}: holds a finished evaluation with another {difference}; choose another "
@@ -163,6 +166,13 @@ class _Evaluation:
 
     def _model_name(self) -> str:
         return str(self.options.checkpoint or self.options.hf_dir)
+
+
+def without_places(content: Any) -> Any:
+    """A JSON value without the paths in it: a model that was moved is the same model."""
+    if not isinstance(content, dict):
+        return content
+    return {name: without_places(value) for name, value in content.items() if name not in ("path", "name")}
 
 
 def check_vocabulary(tokenizer: CorpusTokenizer, vocab_size: int, say: Say) -> None:
@@ -209,6 +219,12 @@ def shown(prompts: dict[str, list[dict[str, str]]]) -> Iterator[str]:
                 yield f"--- continuation {prompt['continuation']!r}, token ids: {prompt['continuation_token_ids']}"
 
 
+def _tasks(options: EvaluationOptions) -> LoadedTasks:
+    return load_tasks(
+        options.tasks, options.data_dir, run_code=options.run_code, num_fewshot=options.num_fewshot
+    )
+
+
 def _encoder(options: EvaluationOptions) -> RequestEncoder:
     where: Path | None = options.tokenizer_model or options.hf_dir
     if where is None:
@@ -220,6 +236,18 @@ def _encoder(options: EvaluationOptions) -> RequestEncoder:
         raise ValueError(f"{where}: no such file or folder")
     tokenizer = build_tokenizer(options.tokenizer_type, where)
     return RequestEncoder(tokenizer, bos_policy(tokenizer, options.add_bos))
+
+
+def _vocab_size(options: EvaluationOptions) -> int:
+    """Of the model, before its weights are read."""
+    if options.checkpoint is not None:
+        return read_architecture(resolve(options.checkpoint)).vocab_size
+    assert options.hf_dir is not None
+    config = read_hf_json(options.hf_dir / CONFIG_FILE)
+    found = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if not isinstance(found, int):
+        raise ValueError(f"{options.hf_dir / CONFIG_FILE}: has no vocab_size; is it a model's folder?")
+    return found
 
 
 def _open_engine(options: EvaluationOptions, tokenizer: CorpusTokenizer) -> Engine:

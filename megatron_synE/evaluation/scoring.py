@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from megatron.core import parallel_state
 
-from megatron_synE.checkpoint.model_state import bare, finish_param_gather
-from megatron_synE.evaluation.batching import BatchLimits, Target, check_requests, row_batches, token_sequences
+from megatron_synE.checkpoint.model_state import bare
+from megatron_synE.evaluation.batching import (
+    BatchLimits,
+    Target,
+    TokenSequence,
+    check_requests,
+    row_batches,
+    token_sequences,
+)
 from megatron_synE.evaluation.engine import LogLikelihood, ScoringRequest
-from megatron_synE.evaluation.forward import ModelBatch, run_batches
+from megatron_synE.evaluation.forward import (
+    Found,
+    ModelBatch,
+    evaluation_mode,
+    from_all_processes,
+    padded_length,
+    run_asked,
+)
+from megatron_synE.evaluation.packed import packed_runs
+from megatron_synE.evaluation.prefixes import Segment, segment_batches, segments_of, share_of_rank
 from megatron_synE.evaluation.rows import padded_rows
+from megatron_synE.model.key_value_cache import KeyValueCache
 
+T = TypeVar("T")
 OnDone = Callable[[Sequence[int], Sequence[LogLikelihood]], None]
 BATCHES_PER_STAGE = 4
 """Batches that go through a pipeline one after the other, for each of its stages: it fills and empties once for all."""
@@ -32,6 +49,7 @@ def score(
     device: torch.device,
     max_length_tokens: int | None = None,
     limits: BatchLimits = BatchLimits(),  # noqa: B008 - frozen
+    share_prefixes: bool = True,
     host_group: torch.distributed.ProcessGroup | None = None,
     on_done: OnDone = lambda numbers, answers: None,
     before_round: Callable[[int, int], None] = lambda number, num_rounds: None,
@@ -39,11 +57,13 @@ def score(
     """ln p of each continuation after its context, in the order of `requests`.
 
     Called by all processes with the same requests; data-parallel ones share the work. All get the same answers, to the
-    last bit. The model may be one that trains: its mode is put back, and it takes its usual way through the layers.
+    last bit. The model may be one that trains: its mode is put back.
 
     Args:
         model_chunks: this process's `LlamaModel`s, bare or in DistributedDataParallel.
         max_length_tokens: tokens that the model reads at most; by default its context.
+        share_prefixes: compute a beginning that requests have in common once. Models that cannot (context parallelism,
+            Transformer Engine) read whole sequences, as all do without it; the answers are the same.
         host_group: all processes, over which answers travel; by default torch.distributed's own group.
         on_done: told after each round, on every process, which requests are answered, and how.
         before_round: told the number of each round, from 0, and how many there are.
@@ -56,19 +76,18 @@ def score(
     max_length_tokens = max_length_tokens or model.max_sequence_length
     check_requests(requests, model.unpadded_vocab_size, max_length_tokens)
     answers = _Answers(requests)
-    batches = _row_batches(model_chunks, requests, max_length_tokens, limits, device)
+    sequences = token_sequences(requests, max_length_tokens)
+    if share_prefixes and model.takes_cached_tokens():
+        batches = _prefix_batches(model_chunks, sequences, max_length_tokens, limits, device)
+    else:
+        batches = _row_batches(model_chunks, sequences, limits, device)
     per_round = _batches_per_round()
     num_rounds = largest(-(-len(batches) // per_round), device)
     with evaluation_mode(model_chunks):
         for number in range(num_rounds):
             before_round(number, num_rounds)
             made = [make() for make in batches[number * per_round : (number + 1) * per_round]]
-            outputs = run_batches(model_chunks, [batch for batch, _ in made]) if made else []
-            found = [
-                (target, *output) for (_, targets), values_M2 in zip(made, outputs, strict=False)
-                for target, output in zip(targets, values_M2.tolist(), strict=True)
-            ]  # fmt: skip
-            done = answers.add(from_all_processes(found, host_group))
+            done = answers.add(from_all_processes(run_asked(model_chunks, made), host_group))
             if done:
                 on_done(done, [answers.of(request) for request in done])
     return [answers.of(request) for request in range(len(requests))]
@@ -77,24 +96,49 @@ def score(
 MakeBatch = Callable[[], tuple[ModelBatch, list[Target]]]
 
 
-def _row_batches(
-    model_chunks: Sequence[torch.nn.Module], requests: Sequence[ScoringRequest], max_length_tokens: int,
+def _prefix_batches(
+    model_chunks: Sequence[torch.nn.Module], sequences: Sequence[TokenSequence], max_length_tokens: int,
     limits: BatchLimits, device: torch.device,
 ) -> list[MakeBatch]:  # fmt: skip
-    """This process's batches of whole sequences; those of a round have one shape, and fill the pipeline."""
+    """This process's batches of sequences whose common beginnings are computed once."""
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    multiple = bare(model_chunks[0]).token_multiple()
-    own = row_batches(token_sequences(requests, max_length_tokens), limits)[rank::size]
-    stages, per_round = parallel_state.get_pipeline_model_parallel_world_size(), _batches_per_round()
+    own = share_of_rank(sequences, rank, size)
+    batches, num_slots = segment_batches(segments_of(own, limits.tokens), limits)
+    cache = KeyValueCache(num_slots)
     made: list[MakeBatch] = []
-    for first in range(0, len(own), per_round):
-        together = own[first : first + per_round]
+    for together in _rounds(batches):
+        num_tokens = max(sum(len(segment.tokens) for segment in batch) for batch in together)
+        num_tokens = padded_length(model_chunks, num_tokens)
+        made += [partial(_packed, batch, num_tokens, cache, max_length_tokens, device) for batch in together]
+    return made
+
+
+def _packed(segments: Sequence[Segment], *arguments: Any) -> tuple[ModelBatch, list[Target]]:
+    return packed_runs([segment.run() for segment in segments], *arguments)
+
+
+def _row_batches(
+    model_chunks: Sequence[torch.nn.Module], sequences: Sequence[TokenSequence], limits: BatchLimits,
+    device: torch.device,
+) -> list[MakeBatch]:  # fmt: skip
+    """This process's batches of whole sequences."""
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    made: list[MakeBatch] = []
+    for together in _rounds(row_batches(sequences, limits)[rank::size]):
         num_rows = max(map(len, together))
-        num_tokens = -(-max(len(sequence.tokens) for batch in together for sequence in batch) // multiple) * multiple
-        while len(together) % stages:
-            together.append([])  # virtual stages work through batches by as many as there are stages
+        num_tokens = max(len(sequence.tokens) for batch in together for sequence in batch)
+        num_tokens = padded_length(model_chunks, num_tokens)
         made += [partial(padded_rows, batch, num_rows, num_tokens, device) for batch in together]
     return made
+
+
+def _rounds(batches: Sequence[list[T]]) -> Iterator[list[list[T]]]:
+    """The batches that go through the pipeline together; empty ones fill them up to a multiple of its stages, by which
+    virtual stages work."""
+    stages, per_round = parallel_state.get_pipeline_model_parallel_world_size(), _batches_per_round()
+    for first in range(0, len(batches), per_round):
+        together = list(batches[first : first + per_round])
+        yield together + [[] for _ in range(-len(together) % stages)]
 
 
 def _batches_per_round() -> int:
@@ -107,34 +151,6 @@ def largest(number: int, device: torch.device) -> int:
     largest = torch.tensor(number, device=device)
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
     return int(largest)
-
-
-@contextmanager
-def evaluation_mode(model_chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Inside, the model is whole and in evaluation mode; afterwards it is in the mode that it was in."""
-    finish_param_gather(model_chunks)
-    were_training = [chunk.training for chunk in model_chunks]
-    for chunk in model_chunks:
-        chunk.eval()
-    try:
-        yield
-    finally:
-        for chunk, was_training in zip(model_chunks, were_training, strict=True):
-            chunk.train(was_training)
-
-
-Found = list[tuple[Target, float, float]]
-"""What was asked, ln p of the token, and the most probable token there."""
-
-
-def from_all_processes(found: Found, group: torch.distributed.ProcessGroup | None) -> Found:
-    """The findings of all processes, in the order of their ranks. Of a tensor-parallel group, all know the same."""
-    own = found if parallel_state.get_tensor_model_parallel_rank() == 0 else []
-    if torch.distributed.get_world_size() == 1:
-        return own
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, [(*target, *output) for target, *output in own], group=group)
-    return [(Target(*row[:3]), *row[3:]) for rows in everyone for row in rows]
 
 
 class _Answers:

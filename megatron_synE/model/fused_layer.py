@@ -29,6 +29,7 @@ from megatron_synE.kernels import (
     rotary_self_attention,
     swiglu,
 )
+from megatron_synE.model.key_value_cache import CachedTokens
 from megatron_synE.model.norm import RMSNorm
 from megatron_synE.model.sequence_layout import gather_sequence, sequence_layout
 
@@ -56,6 +57,8 @@ class FusedSelfAttention(SelfAttention):
     Under context parallelism it gathers the keys and values of the whole sequence.
     """
 
+    takes_cached_tokens = True
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         if config.num_query_groups < config.tensor_model_parallel_size:
@@ -72,16 +75,24 @@ class FusedSelfAttention(SelfAttention):
         rotary_pos_emb: torch.Tensor,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns `[S, B, H]` and a bias (None). `attention_mask` is ignored: causal inside each document."""
+        """Returns `[S, B, H]` and a bias (None). `attention_mask` is ignored: causal inside each document.
+
+        `rotary_pos_emb` holds megatron-core's angles of all positions; with `CachedTokens`, of each token.
+        """
         projected, _ = self.linear_qkv(hidden_SBH)
         seq_length, batch, _ = projected.shape
         groups, dim = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
         repeats = self.num_attention_heads_per_partition // groups
         cp_group = self.pg_collection.cp
-        layout = sequence_layout(rotary_pos_emb, packed_seq_params, seq_length, batch, cp_group)
+        cached = packed_seq_params if isinstance(packed_seq_params, CachedTokens) else None
+        documents = packed_seq_params if cached is None else None
+        layout = sequence_layout(rotary_pos_emb, documents, seq_length, batch, cp_group)
         rotary = (layout.cos_PD, layout.sin_PD, layout.positions_N)
         scale = 1 / math.sqrt(dim)
-        if cp_group.size() == 1:
+        if cached is not None:
+            parts = rope_unpack(projected, *rotary, (seq_length * batch, groups, repeats + 2, dim))
+            context_SBGRD = cached.attend(self.layer_number, *parts, scale, causal_attention)
+        elif cp_group.size() == 1:
             shape_SBGJD = (seq_length, batch, groups, repeats + 2, dim)
             context_SBGRD = rotary_self_attention(projected, *rotary, shape_SBGJD, scale, layout.spans)
         else:
@@ -126,7 +137,7 @@ class FusedTransformerLayer(TransformerLayer):
     ) -> tuple[torch.Tensor, None]:
         """`[S, B, H]` → `[S, B, H]`, and None where megatron-core's layer returns a cross-attention context."""
         if inference_context is not None or rotary_pos_emb is None:
-            raise ValueError("model.transformer_impl: fused is for training and scoring; use local for inference")
+            raise ValueError("model.transformer_impl: fused takes CachedTokens, no inference_context; or use local")
         attended, _ = self.self_attention(
             self.input_layernorm(hidden_states), rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params
         )

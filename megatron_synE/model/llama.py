@@ -11,6 +11,7 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
+from megatron_synE.model.key_value_cache import CachedTokens
 from megatron_synE.model.targets import Targets, log_probabilities
 
 
@@ -40,6 +41,22 @@ class LlamaModel(GPTModel):
             unit = 2 if config.context_parallel_size > 1 else 1
         shared_by = config.tensor_model_parallel_size if config.sequence_parallel else 1
         return unit * shared_by * config.context_parallel_size
+
+    def takes_cached_tokens(self) -> bool:
+        """Whether its layers see keys of earlier passes (`CachedTokens`)."""
+        attentions = [layer.self_attention for layer in self.decoder.layers]
+        return self.config.context_parallel_size == 1 and all(
+            getattr(module, "takes_cached_tokens", False)
+            or getattr(module.core_attention, "takes_cached_tokens", False)
+            for module in attentions
+        )
+
+    def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        embedded, angles_P11D, *others = super()._preprocess(*args, **kwargs)
+        tokens = kwargs.get("packed_seq_params")
+        if isinstance(tokens, CachedTokens):
+            angles_P11D = angles_P11D[tokens.positions_N]
+        return embedded, angles_P11D, *others
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """`[B, S]` labels and `[S, B, V]` logits → `[B, S]` fp32 loss of each token."""

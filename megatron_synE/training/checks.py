@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 from megatron_synE.checkpoint import DamagedCheckpoint, architecture_from_hf, quick_check, resume_candidates
 from megatron_synE.checkpoint.contents import Contents, check_architecture
 from megatron_synE.checkpoint.layout import check_place, resume_notes
+from megatron_synE.config.guard import WHERE as GUARD
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.data.preflight import examine as examine_data
 from megatron_synE.data.stream import DataStream
+from megatron_synE.training.forgetting import ForgettingMemory, bounds_of, stop_text
 from megatron_synE.training.machine import machine_notes, machine_problems
 from megatron_synE.training.rendering import benchmark_problems, render
 from megatron_synE.training.trajectory import Trajectory
@@ -196,6 +198,35 @@ def _examine_stream(job: JobConfig, found: Findings, keep_indices: bool) -> None
             found.notes.append(f"{error}; the run would go on from the checkpoint before it")
             return
     found.problems += budget_problems(job, found.stream.num_samples, found.trajectory)
+    _examine_guard(job, found, found.stream)
+
+
+def _examine_guard(job: JobConfig, found: Findings, stream: DataStream) -> None:
+    """Guarded losses that nothing can be measured of, and a run that the guard has stopped."""
+    guard = job.evaluation.guard
+    bounds = bounds_of(guard, job.data)
+    losses = [what.removeprefix("loss of ") for what, bound in bounds.items() if bound.is_loss]
+    measured = [name for name, samples in stream.heldout().items() if len(samples)] if losses else []
+    for name in losses:
+        source, _, topic = name.partition("/")
+        if topic and name not in stream.component_names:
+            known = ", ".join(other for other in stream.component_names if other.startswith(f"{source}/"))
+            found.problems.append(f"{GUARD}.max_loss_increase.sources: no component {name!r}; {source} has {known}")
+        elif not any(name in (component, component.partition("/")[0]) for component in measured):
+            found.problems.append(
+                f"{GUARD}.max_loss_increase: {name} has no held-out tokens to measure its loss on; raise "
+                f"data.sources.{source}.heldout_fraction, or set its bound to null"
+            )
+    if found.resumed_from is None or "forgetting" not in found.resumed_from.state or guard.reaction != "stop":
+        return
+    state = found.resumed_from.state
+    try:
+        memory = ForgettingMemory.from_json(state["forgetting"], str(found.resumed_from.directory / "state.json"))
+    except ValueError as error:
+        found.notes.append(f"{error}; the run would go on from the checkpoint before it")
+        return
+    if past := memory.told_excesses(bounds):
+        found.problems.append(stop_text(state["step"], past))
 
 
 def _examine_benchmarks(job: JobConfig, found: Findings, render_them: bool) -> None:

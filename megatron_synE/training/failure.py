@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from megatron_synE.runtime.peers import Peers
 
 SECONDS_FOR_THE_FIRST_PROCESS = 5.0
-MISTAKES = (ValueError, FloatingPointError, OSError)
+
+
+class RunEnded(Exception):
+    """The run ended itself, saved, as its configuration asks; a person has to say how it goes on."""
+
+
+MISTAKES = (ValueError, FloatingPointError, OSError, RunEnded)
 """Errors whose message says all that a user needs; others are told with their traceback."""
 
 _CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -43,13 +49,14 @@ def report(error: Exception, peers: Peers | None, wait: Callable[[float], bool])
     Args:
         peers: None before the processes know of each other. They all look at the same files then, so that what one
             finds all find: the first process tells, the others only when it did not end the run by that. Once they
-            do, whoever fails first tells, and the others leave after it.
+            do, whoever fails first tells, and the others leave after it. Where the run ended itself all know, and the
+            first process, which has records to close, has its time to tell.
         wait: sleeps for so many seconds, or until torchrun ends this process; whether that happened.
     """
-    if peers is None:
-        if os.environ.get("RANK", "0") != "0" and wait(SECONDS_FOR_THE_FIRST_PROCESS):
+    if (peers is None or isinstance(error, RunEnded)) and os.environ.get("RANK", "0") != "0":
+        if wait(SECONDS_FOR_THE_FIRST_PROCESS):
             return
-    elif not peers.is_first("failure"):
+    if peers is not None and not peers.is_first("failure"):
         wait(SECONDS_FOR_THE_FIRST_PROCESS)  # for torchrun, the process that ends first is the root cause
         return
     tell(describe(error, peers), kind=type(error).__name__)

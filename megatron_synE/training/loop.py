@@ -19,7 +19,10 @@ from megatron_synE.runtime import peak_memory_bytes
 from megatron_synE.runtime.watchdog import Watchdog
 from megatron_synE.training.benchmarks import Benchmarks
 from megatron_synE.training.evaluate import EvaluationResult, evaluate
+from megatron_synE.training.failure import RunEnded
 from megatron_synE.training.faults import StepDropped, StopSignal
+from megatron_synE.training.forgetting import Figure, accuracy_figures, loss_figures
+from megatron_synE.training.guard import Guard
 from megatron_synE.training.healer import Healer
 from megatron_synE.training.metrics import MetricsWriter
 from megatron_synE.training.microbatches import MicroBatch, host_microbatch, sample_numbers_of_rank
@@ -63,6 +66,7 @@ class TrainingLoop:
         self._batches = Prefetcher(self._read_batch, run.job.training.prefetch_steps)
         self._step_began = math.nan
         self.healer = Healer(run, metrics, progress)
+        self.guard = Guard(run, metrics, progress)
 
     @property
     def step(self) -> int:
@@ -74,6 +78,7 @@ class TrainingLoop:
 
         Raises:
             FloatingPointError: the run cannot go on with numbers that are not finite, or had too many incidents.
+            RunEnded: it has forgotten more than it may, and is saved.
         """
         freeze_startup_objects()
         self._step_began = time.perf_counter()
@@ -92,6 +97,8 @@ class TrainingLoop:
             raise
         finally:
             self._batches.close()
+        if self.guard.stop_cause is not None:
+            raise RunEnded(self.guard.stop_cause)
         if stopped and self.step < self.run.last_step:
             self.progress.note(f"stopped after step {self.step} of {self.run.last_step}; the same command goes on")
 
@@ -111,6 +118,7 @@ class TrainingLoop:
             spent = training.exit_after_steps is not None and steps_here >= training.exit_after_steps
             seconds = time.perf_counter() - start
             stopped = self.stop_signal.anywhere(self.run.runtime.host_group, seconds) or spent
+            stopped = stopped or self.guard.stop_cause is not None
         if stopped and steps_here == 0:
             return True  # nothing was done
         if self.step == self.run.last_step:
@@ -122,7 +130,8 @@ class TrainingLoop:
             self._async_checkpointer.wait()
         if steps_here:
             left = "exit_after_steps" if spent else "told"
-            self._write("stop", {"reason": left if self.step < self.run.last_step else "finished"})
+            reason = left if self.step < self.run.last_step else "finished"
+            self._write("stop", {"reason": "forgetting" if self.guard.stop_cause is not None else reason})
         return stopped
 
     def _one_step(self) -> None:
@@ -130,6 +139,8 @@ class TrainingLoop:
         try:
             self._measure_before_step()
             self._adjust()
+            if self.guard.stop_cause is not None:
+                raise StepDropped
             result, times, first_sample = self._compute()
             self.run.state.trajectory.advance()
             self._log_step(result, times, first_sample)
@@ -264,7 +275,13 @@ class TrainingLoop:
             }
             self._write("evaluation", values)
             self.progress.note(f"step {self.step}: {evaluation_text(result, before)}")
+        self._guard(loss_figures(result.loss_by_component, result.tokens_by_component))
         return result
+
+    def _guard(self, figures: dict[str, Figure]) -> None:
+        """What the guard does about a new measurement."""
+        if self.guard.look(figures):
+            self._batches.forget()  # what was read ahead is of the mixture before
 
     def _benchmark(self) -> None:
         """Benchmarks now, where they are not known yet.
@@ -288,6 +305,7 @@ class TrainingLoop:
         state.first_benchmarks = first or state.last_benchmarks
         self._write("benchmark", {"benchmarks": measured.scores, "seconds": time.perf_counter() - start})
         self.progress.note(f"step {self.step}: {benchmarks_text(measured, first)}")
+        self._guard(accuracy_figures(measured.scores, measured.fingerprints))
 
     def _between_requests(self, num_done: int, num_requests: int) -> None:
         self.watchdog.beat(f"step {self.step}: benchmarks, request {num_done} of {num_requests}")

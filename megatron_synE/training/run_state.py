@@ -13,6 +13,7 @@ from megatron_synE.data.stream import DataStream
 from megatron_synE.training.benchmarks import BenchmarkScores, scores_from_json, scores_to_json
 from megatron_synE.training.config_changes import config_changes
 from megatron_synE.training.evaluate import EvaluationResult
+from megatron_synE.training.forgetting import ForgettingMemory, accuracy_figures, loss_figures
 from megatron_synE.training.healing import IncidentLog, SpikeDetector
 from megatron_synE.training.trajectory import Trajectory
 
@@ -34,6 +35,8 @@ class RunState:
     """Step of the run's first measured benchmarks, and what they were."""
     last_benchmarks: tuple[int, BenchmarkScores] | None = None
     """The newest ones."""
+    forgetting: ForgettingMemory = field(default_factory=ForgettingMemory)
+    """What the guard compares with, has told and has done."""
     config_changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed at which resume: `step`, and `changes` as `config_changes` gives them."""
     changed_now: dict[str, list[Any]] = field(default_factory=dict)
@@ -67,6 +70,7 @@ class RunState:
             "stream": self.stream.state_dict(trajectory.consumed_samples),
             "first_evaluation": _evaluation_json(self.first_evaluation),
             "last_evaluation": _evaluation_json(self.last_evaluation),
+            "forgetting": self.forgetting.to_json(),
             "first_benchmarks": scores_to_json(self.first_benchmarks),
             "last_benchmarks": scores_to_json(self.last_benchmarks),
             "spike_windows": self.spikes.to_json(),
@@ -84,10 +88,17 @@ class RunState:
             return step < now
         if record["kind"] == "evaluation":
             return self.last_evaluation is not None and self.last_evaluation[0] == now
+        if record["kind"] == "forgetting":
+            told = self.forgetting.told.get(str(record.get("what")))
+            return told is not None and told.step == now
+        if record["kind"] == "decision":
+            # Those on topics come after the checkpoint of their step, mostly; they are made, and written, again.
+            made = [(decision.at_sample, decision.moves) for decision in self.stream.decisions]
+            return (record.get("at_sample"), record.get("moves", "topics")) in made
         if record["kind"] == "benchmark":
             return self.last_benchmarks is not None and self.last_benchmarks[0] == now
-        # Decisions, changes and resumes come after the checkpoint of their step; they are made, and written, again.
-        return record["kind"] not in ("decision", "configuration", "resume")
+        # Changes and resumes come after the checkpoint of their step, too.
+        return record["kind"] not in ("configuration", "resume")
 
 
 def start_run_state(job: JobConfig, *, vocab_size: int, cache_builder: bool) -> RunState:
@@ -140,6 +151,7 @@ def resume_run_state(
             incidents=IncidentLog(job.healing, state.get("incidents", ()), int(state.get("in_a_row", 0))),
             first_evaluation=_evaluation(state.get("first_evaluation", state.get("last_evaluation"))),
             last_evaluation=_evaluation(state.get("last_evaluation")),
+            forgetting=_forgetting(state, where),
             first_benchmarks=scores_from_json(state.get("first_benchmarks")),
             last_benchmarks=scores_from_json(state.get("last_benchmarks")),
             config_changes=list(state.get("config_changes", ())),
@@ -150,6 +162,20 @@ def resume_run_state(
         raise DamagedCheckpoint(told) from None
     if changes:
         found.config_changes.append({"step": trajectory.step, "changes": changes})
+    return found
+
+
+def _forgetting(state: Mapping[str, Any], where: str) -> ForgettingMemory:
+    """The guard's memory. In a checkpoint that is older than it, the first measurements known are the baselines."""
+    if "forgetting" in state:
+        return ForgettingMemory.from_json(state["forgetting"], where)
+    found = ForgettingMemory()
+    for evaluation in (_evaluation(state.get("first_evaluation")), _evaluation(state.get("last_evaluation"))):
+        if evaluation is not None:
+            found.begin(evaluation[0], loss_figures(evaluation[1].loss_by_component, evaluation[1].tokens_by_component))
+    for scores in (scores_from_json(state.get("first_benchmarks")), scores_from_json(state.get("last_benchmarks"))):
+        if scores is not None:
+            found.begin(scores[0], accuracy_figures(scores[1].scores, scores[1].fingerprints))
     return found
 
 

@@ -53,14 +53,17 @@ def benchmarks_text(measured: BenchmarkScores, first: tuple[int, BenchmarkScores
 
 
 def decision_text(decision: Decision) -> str:
-    """Topic shares that moved."""
-    after = decision.shares_after
+    """Shares that moved: of topics in their source, or of sources."""
+    after, title = decision.shares_after, f"{decision.moves.removesuffix('s')} shares"
     moved = {name: share for name, share in decision.shares_before.items() if share != after[name]}
     if len(moved) <= MOST_IN_A_LINE:
-        return "topic shares  " + "  ".join(f"{name} {share:.3f}→{after[name]:.3f}" for name, share in moved.items())
+        return f"{title}  " + "  ".join(f"{name} {share:.3f}→{after[name]:.3f}" for name, share in moved.items())
     measured = decision.perplexity
-    rows = [[name, f"{share:.3f}", f"{after[name]:.3f}", f"{measured[name]:.4g}"] for name, share in moved.items()]
-    return "topic shares\n" + table(["", "before", "now", "perplexity"], rows)
+    rows = [
+        [name, f"{share:.3f}", f"{after[name]:.3f}", f"{measured[name]:.4g}" if name in measured else ""]
+        for name, share in moved.items()
+    ]
+    return f"{title}\n" + table(["", "before", "now", "perplexity"], rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

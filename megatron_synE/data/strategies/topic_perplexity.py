@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from megatron_synE.config.data import AdjustmentConfig
+from megatron_synE.data.strategies.bounds import scaled_within
 from megatron_synE.data.strategies.interface import Proposal, TopicPerplexities, TopicShares
 
 
@@ -59,23 +60,10 @@ def bounded(shares: Mapping[str, Fraction], floor: float, cap: float) -> dict[st
     ValueError when the bounds leave no such shares.
     """
     low, high = Fraction(str(floor)), Fraction(str(cap))
-    fixed = {topic: share for topic, share in shares.items() if share == 0}
-    free = {topic: share for topic, share in shares.items() if share > 0}
+    free = [topic for topic, share in shares.items() if share > 0]
     if not len(free) * low <= 1 <= len(free) * high:
         raise ValueError(
             f"data.adjustment.floor, cap: {len(free)} topics with shares in [{floor}, {cap}] cannot sum to 1; "
             f"use a floor of at most {1 / len(free):.4g} and a cap of at least that"
         )
-    while free:
-        scale = (1 - sum(fixed.values(), Fraction(0))) / sum(free.values(), Fraction(0))
-        over = {topic: share * scale - high for topic, share in free.items() if share * scale > high}
-        under = {topic: low - share * scale for topic, share in free.items() if share * scale < low}
-        if not over and not under:
-            fixed.update({topic: share * scale for topic, share in free.items()})
-            break
-        # Where the cuts from above outweigh, the final scale is larger: what is over now stays over; and vice versa.
-        bound, cut = (high, over) if sum(over.values()) >= sum(under.values()) else (low, under)
-        for topic in cut:
-            fixed[topic] = bound
-            del free[topic]
-    return {topic: fixed[topic] for topic in shares}
+    return scaled_within(shares, dict.fromkeys(free, low), dict.fromkeys(free, high), Fraction(1))

@@ -12,15 +12,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_synE.data.segments import Segment
+from megatron_synE.data.segments import MovedWeights, Segment
 from megatron_synE.data.state import Decision, StreamState
 
 Path = tuple[str | int, ...]
 
+MOVED = MovedWeights({"web": Fraction(2, 3), "book": Fraction(1, 3)}, {"web": Fraction(1, 2), "book": Fraction(1, 2)})
 ALL_A = {"web": {"a": Fraction(1), "b": Fraction(0)}}
 SEGMENTS = [
     Segment(0, "one", (1, 2, 1), (0, 0, 0), {"web": {"a": Fraction(1, 3), "b": Fraction(2, 3)}}, {"web": "stored"}, ""),
-    Segment(80, "one", (1, 1, 2), (20, 40, 20), ALL_A, {"web": "stored"}, "adjustment"),
+    Segment(80, "one", (1, 1, 2), (20, 40, 20), ALL_A, {"web": "stored"}, "restoration", MOVED),
     Segment(90, "two", (0, 0, 5), (22, 43, 25), ALL_A, {"web": "shuffled"}, "stage"),
 ]
 SHARES = {"web/a": 0.5}
@@ -31,7 +32,10 @@ GOOD = StreamState(
     components=[{"name": n, "identity": "f00", "num_tokens": 99, "order": "ba5"} for n in ("web/a", "web/b", "book")],
     plan={"stages": []},
     segments=SEGMENTS,
-    decisions=[Decision(s, 16 * s, {"web/a": 3.5}, SHARES, SHARES, {"delta": {"web/a": 1.0}}, True) for s in (0, 80)],
+    decisions=[
+        Decision(0, 0, {"web/a": 3.5}, SHARES, SHARES, {"delta": {"web/a": 1.0}}, True),
+        Decision(80, 1280, {}, {"web": 0.5}, {"web": 0.5}, {"value": {"loss of web": 1.0}}, True, "sources"),
+    ],
     sample=85,
 )
 STATE = json.loads(json.dumps(GOOD.to_json()))
@@ -97,9 +101,15 @@ def test_any_change_is_read_as_it_stands_or_refused(path: Path, change: Any) -> 
 def as_read(content: dict[str, Any]) -> dict[str, Any]:
     """What is taken from a state: `1/1` is 1, and an absent sample is None."""
     content = {"sample": None, **copy.deepcopy(content)}
+    for decision in content["decisions"]:
+        decision["moves"] = decision.get("moves") or "topics"
     for segment in content["segments"]:
         for shares in segment["topic_shares"].values():
             shares.update({topic: str(Fraction(share)) for topic, share in shares.items()})
+        if segment.get("moved_weights") is None:
+            segment.pop("moved_weights", None)
+        for shares in segment.get("moved_weights", {}).values():
+            shares.update({name: str(Fraction(share)) for name, share in shares.items()})
     return content
 
 
@@ -122,6 +132,15 @@ WRONG: dict[str, tuple[Path, Any]] = {
     r"segments\[0\].orders.web": (("segments", 0, "orders", "web"), "backwards"),
     r"decisions\[0\].perplexity.web/a": (("decisions", 0, "perplexity", "web/a"), float("nan")),
     r"decisions\[1\].changed": (("decisions", 1, "changed"), 1),
+    r"decisions\[1\].moves": (("decisions", 1, "moves"), "both"),
+    r"segments\[1\].moved_weights.weights.web": (("segments", 1, "moved_weights", "weights", "web"), "1/0"),
+    r"segments\[1\].moved_weights.weights does not sum": (("segments", 1, "moved_weights", "weights", "web"), "1/3"),
+    r"segments\[1\].moved_weights.planned names": (
+        ("segments", 1, "moved_weights", "planned"), {"web": "2/3", "paper": "1/3"},
+    ),
+    r"segments\[1\].moved_weights.weights names": (
+        ("segments", 1, "moved_weights", "weights"), {"web": "1", "book": "0"},
+    ),
     "decisions do not ascend": (("decisions", 0, "at_sample"), 81),
 }
 

@@ -232,9 +232,10 @@ def test_schedule_points_become_segments() -> None:
 
 def test_segments_survive_json() -> None:
     planner = random_planner(random.Random(3))
+    names = [slot.source if slot.topic is None else f"{slot.source}/{slot.topic}" for slot in planner.slots]
     for segment in planner.timeline().segments:
         fields = JsonFields(json.loads(json.dumps(segment.to_json())), "", "")
-        assert Segment.from_json(fields, len(planner.slots)) == segment
+        assert Segment.from_json(fields, names) == segment
 
 
 def test_samples_outside_the_stream_are_refused() -> None:
