@@ -120,9 +120,9 @@ def _read(run: RunData, read: Consumption | None, problem: str) -> Json:
 def _decisions(run: RunData, read: Consumption | None) -> Json:
     """The newest decisions with what they were made of."""
     found = [] if read is None else [dataclasses.asdict(decision) for decision in read.state.decisions]
-    saved_tokens = found[-1]["at_tokens"] if found else -1
+    saved = {(decision["at_tokens"], decision["moves"]) for decision in found}
     recorded = run.records.events["decision"]
-    found += [record for record in recorded.records if record["at_tokens"] > saved_tokens]
+    found += [one for one in recorded.records if (one["at_tokens"], one.get("moves", "topics")) not in saved]
     rows = []
     for decision in found[-MAX_DECISIONS:]:
         changes = {name: decision["inputs"].get(name, {}) for name in ("change", "delta", "factor")}
@@ -132,7 +132,8 @@ def _decisions(run: RunData, read: Consumption | None) -> Json:
              **{kind: values.get(name) for kind, values in changes.items()}}
             for name, before in decision["shares_before"].items()
         ]  # fmt: skip
-        rows.append({"tokens": decision["at_tokens"], "changed": decision["changed"], "topics": topics})
+        moves = decision.get("moves", "topics")
+        rows.append({"tokens": decision["at_tokens"], "changed": decision["changed"], "moves": moves, "topics": topics})
     return {"num_decisions": max(len(found), recorded.num_recorded), "rows": rows}
 
 

@@ -224,14 +224,15 @@ def test_benchmarks_and_forgetting_in_training(run: RecordedRun) -> None:
         for step, acc in ((0, 0.2), (10, 0.3))
     ]  # fmt: skip
     forgot = {"kind": "forgetting", "step": 10, **place, "time": 1.7e9, "what": "loss of book", "baseline": 4.0,
-              "value": 4.2, "bound": 4.1, "reaction": "warn"}  # fmt: skip
+              "value": 4.2, "bound": 4.1, "reaction": "warn", "reason": "no source may give"}  # fmt: skip
     run.write([*run.records, *more, forgot])
     page = page_of(run)
     shown = dict(zip(page.headings["benchmarks"], page.tables["benchmarks"][1:], strict=True))
     assert shown["sciq"] == [None, 9, 0, 0.5, 0.5]
     assert page.tables["benchmarks"][1] == [None, 50, pytest.approx(0.1), 0.2, 0.3]
     assert points(page.chart("benchmarks"))["arc_easy acc"] == [(0, 0.2), (1280, 0.3)]
-    assert page.tables["forgetting"][1][:5] == [10, None, 4.0, 4.2, 4.1]
+    assert page.tables["forgetting"][1][:6] == [10, None, 4.0, 0, 4.2, 4.1]
+    assert "told: no source may give" in page.words
     assert [tile["value"] for tile in page.report["headline"][:2]] == [2, 0]
 
 
