@@ -61,8 +61,8 @@ def _row(kind: str, record: Mapping[str, Any]) -> Json | None:
     if kind == "forgetting":
         since = f"at step {record.get('baseline_step', 0)}"
         numbers = f"{record.get('value')} against {record.get('baseline')} {since}, bound {record.get('bound')}"
-        reaction, reason = str(record.get("reaction")), record.get("reason")
-        done = REACTION_WORDS.get(reaction, reaction) + (f": {reason}" if reason else "")
+        reaction, why = str(record.get("reaction")), record.get("reason")
+        done = REACTION_WORDS.get(reaction, reaction) + (f": {why}" if why else "")
         return _event(record, "forgetting", f"forgetting: {record.get('what')}: {numbers}; {done}")
     if kind == "decision":
         words = "share moved back to a source" if record.get("moves") == "sources" else "topic shares adjusted"
