@@ -40,6 +40,7 @@ from megatron_synE.evaluation.options import ENGINE, TRANSFORMERS, EvaluationOpt
 from megatron_synE.evaluation.task_files import LoadedTasks, load_tasks
 from megatron_synE.evaluation.transformers_engine import TransformersEngine
 from megatron_synE.runtime import choose_device
+from megatron_synE.runtime.process_groups import world_size_from_environment
 from megatron_synE.runtime.run_lock import RunLock
 
 GENERATION_FILE = "generation_config.json"
@@ -56,7 +57,8 @@ def evaluate(options: EvaluationOptions, say: Say, on_lost: Callable[[str], None
     Raises:
         ValueError: an option, a file or the data is wrong: one message.
     """
-    if problems := options.problems():
+    world_size = world_size_from_environment()
+    if problems := options.problems(world_size):
         raise ValueError("; ".join(problems))
     is_main = os.environ.get("RANK", "0") == "0"
     encoder = _encoder(options)
@@ -262,7 +264,7 @@ def _vocab_size(options: EvaluationOptions) -> int:
 
 def _open_engine(options: EvaluationOptions, tokenizer: CorpusTokenizer) -> Engine:
     if options.hf_dir is not None and read_hf_json(options.hf_dir / CONFIG_FILE).get("model_type") != "llama":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size_from_environment() > 1:
             raise ValueError(f"{options.hf_dir}: only a Llama is spread over processes; start it without torchrun")
         return _transformers(options, options.hf_dir)
     engine_options = EngineOptions(
