@@ -243,7 +243,7 @@ setup(
     entry_points={"console_scripts": [f"{name} = {function}" for name, function in COMMANDS.items()]},
     package_data={
         "megatron_synE": [
-            "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/*.yaml", "evaluation/tasks/*.md",
+            "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/*.yaml", "evaluation/tasks/README.md",
             "reporting/templates/*",
         ]
     },
