@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +72,10 @@ class EvaluationOptions:
                 found.append(f"--{name.replace('_', '-')}: it is for --generate-with URL; give that, or leave it out")
         if self.against is not None and self.against.resolve() == self.output_dir.resolve():
             found.append("--against: is the --output-dir itself; give the folder of another evaluation")
-        return found + self.parallel.problems()
+        return found + [
+            re.sub(r"parallel\.(\w+)", lambda field: f"--{field[1].replace('_', '-')}", problem)
+            for problem in self.parallel.problems()
+        ]
 
     @property
     def generating_folder(self) -> Path | None:

@@ -53,9 +53,9 @@ def report(error: Exception, peers: Peers | None, wait: Callable[[float], bool])
             first process, which has records to close, has its time to tell.
         wait: sleeps for so many seconds, or until torchrun ends this process; whether that happened.
     """
-    if (peers is None or isinstance(error, RunEnded)) and os.environ.get("RANK", "0") != "0":
-        if wait(SECONDS_FOR_THE_FIRST_PROCESS):
-            return
+    all_know = peers is None or isinstance(error, RunEnded)
+    if all_know and os.environ.get("RANK", "0") != "0" and wait(SECONDS_FOR_THE_FIRST_PROCESS):
+        return
     if peers is not None and not peers.is_first("failure"):
         wait(SECONDS_FOR_THE_FIRST_PROCESS)  # for torchrun, the process that ends first is the root cause
         return

@@ -201,6 +201,6 @@ class ForgettingMemory:
 
 
 def stop_text(step: int, excesses: Sequence[Excess]) -> str:
-    """Why a run was ended, and how it can go on."""
+    """Why a run ends, or does not go on, and how it can."""
     listed = "; ".join(excess.describe() for excess in excesses)
-    return f"evaluation.guard: the run was stopped after step {step}: {listed}. {ADVICE}"
+    return f"evaluation.guard: after step {step} the run has forgotten more than it may: {listed}. {ADVICE}"

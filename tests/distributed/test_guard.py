@@ -159,11 +159,12 @@ def test_warn_and_stop(tmp_path: Path, corpora: Path) -> None:
     increases = [record["value"] - record["baseline"] for record in (first, *more)]
     assert all(later >= 2 * earlier for earlier, later in pairwise(increases)), "news only"
 
-    assert stopped["step"] == step and f"the run was stopped after step {step}: loss of old" in stopped["error"]
+    said = f"after step {step} the run has forgotten more than it may: loss of old"
+    assert stopped["step"] == step and said in stopped["error"]
     assert [record["reaction"] for record in records(stop, "forgetting")] == ["stop"]
     assert [r["step"] for r in records(stop, "checkpoint")] == [step, STEPS]
     assert [r["reason"] for r in records(stop, "stop")] == ["forgetting", "finished"]
-    assert f"the run was stopped after step {step}: loss of old" in refused["refused"]
+    assert said in refused["refused"]
     assert (on["first_step"], on["step"], on["weights"]) == (step, STEPS, warned["weights"]), "as if it had not stopped"
 
 
@@ -260,7 +261,7 @@ def test_what_a_guard_compares_with_that_came_later(tmp_path: Path, corpora: Pat
 
 
 def test_a_benchmark_gives_share_back_to_its_sources(tmp_path: Path, corpora: Path) -> None:
-    benchmarks = {"tasks": ["sciq"], "data_dir": "data", "interval_steps": 5}
+    benchmarks = {"tasks": ["sciq"], "data_dir": ".", "tokenizer": "none is asked", "interval_steps": 5}
     guard = {
         "max_benchmark_drop": {"sciq": 8}, "benchmark_sources": {"sciq": ["old"]}, "reaction": "restore_share",
         "restore": {"max_restorations": 1},
@@ -272,7 +273,7 @@ def test_a_benchmark_gives_share_back_to_its_sources(tmp_path: Path, corpora: Pa
     stopping = [*arguments, f"--checkpoint.save={tmp_path / 'stop' / 'run'}", "--evaluation.guard.reaction=stop"]
     changes = {0: "falling_scores", 1: "falling_scores"}
     restored, stopped = run_distributed(starts, 1, [arguments, stopping], changes)[0]
-    assert restored["step"] == STEPS
+    assert restored.get("step") == STEPS, restored
     told = records(tmp_path / "cpt", "forgetting")
     found = [(r["step"], r["what"], r["reaction"], r.get("reason", "")) for r in told]
     once = "share was moved back to old 1 times already (max_restorations)"

@@ -114,6 +114,13 @@ def test_an_example_is_not_asked(tmp_path: Path) -> None:
     assert loaded.notices == ["mmlu_anatomy: 5 items are few-shot examples as well; not scored"]
 
 
+def test_items_that_repeat_others_are_told(tmp_path: Path) -> None:
+    data_dir = write_benchmarks(tmp_path, num_items=5)
+    path = data_dir / "sciq/test.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) * 2))
+    assert load_tasks(["sciq"], data_dir).notices == ["sciq: 5 of 10 items repeat another; all are scored"]
+
+
 def test_too_few_examples_are_told(tmp_path: Path) -> None:
     data_dir = write_benchmarks(tmp_path, num_items=5)
     path = data_dir / "gsm8k/train.jsonl"

@@ -93,7 +93,8 @@ def test_what_a_stopped_run_says() -> None:
     memory.told |= {"loss of web": Told(8, 3.0), "acc of sciq": Told(8, 0.4)}
     past = memory.told_excesses(BOUNDS)
     text = stop_text(8, past)
-    assert "after step 8: loss of web 3.0000, 1.0000 above 2.0000 at step 0 (bound 0.5); acc of sciq 0.4000, " in text
+    assert text.startswith("evaluation.guard: after step 8 the run has forgotten more than it may: loss of web 3")
+    assert "3.0000, 1.0000 above 2.0000 at step 0 (bound 0.5); acc of sciq 0.4000, " in text
     assert "10.0000 points below 0.5000 at step 0 (bound 2)" in text
     assert [e.what for e in memory.told_excesses({"loss of web": Bound(1.0, (), True)})] == []
 

@@ -71,7 +71,10 @@ def test_what_was_saved_comes_back(saved: tuple[JobConfig, dict[str, Any]]) -> N
 def test_a_state_older_than_the_guard_knows_its_first_evaluation(saved: tuple[JobConfig, dict[str, Any]]) -> None:
     job, state = saved
     known = {name: value for name, value in state.items() if name != "forgetting"}
-    assert resume(job, known).forgetting.baselines == {"loss of book": Baseline(3.0, "5 tokens", 0)}
+    loss, accuracy = Baseline(3.0, "5 tokens", 0), Baseline(0.25, "a1", 0)
+    assert resume(job, known).forgetting.baselines == {"loss of book": loss, "acc of sciq": accuracy}
+    del known["first_benchmarks"], known["last_benchmarks"]
+    assert resume(job, known).forgetting.baselines == {"loss of book": loss}
     del known["first_evaluation"]
     assert resume(job, known).forgetting.baselines == {"loss of book": Baseline(2.0, "5 tokens", 3)}
     assert resume(job, {**known, "last_evaluation": None}).forgetting.baselines == {}
