@@ -126,11 +126,7 @@ class Training:
         watchdog.beat("building the run and reading its checkpoint", slow=True)
         job_json = as_json(job)
         run = build_run(job, job_json, architecture, runtime, say)
-        benchmarks = None
-        if rendered is not None:
-            tokens = job.evaluation.benchmarks.tokens_per_batch
-            benchmarks = LiveBenchmarks(rendered, run.model_chunks, runtime, tokens)
-            run.state.compare_benchmarks(benchmarks.fingerprints)
+        benchmarks = None if rendered is None else LiveBenchmarks(rendered, run)
         directory = folder_of_records(job) if runtime.is_main else None
         curves = [] if directory is None else curves_of(job.logging, job_json, directory, say)
 

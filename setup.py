@@ -243,9 +243,10 @@ setup(
     entry_points={"console_scripts": [f"{name} = {function}" for name, function in COMMANDS.items()]},
     package_data={
         "megatron_synE": [
-            "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/**/*.yaml", "reporting/templates/*",
+            "py.typed", "synthesis/prompts/*.yaml", "evaluation/tasks/*.yaml", "evaluation/tasks/README.md",
+            "reporting/templates/*",
         ]
-    },  # fmt: skip
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     ext_modules=extensions(),

@@ -48,6 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     tasks.add_argument("--tasks", nargs="+", required=True, help="mmlu, gsm8k …; a subject as mmlu_anatomy; or all")
     tasks.add_argument("--data-dir", type=Path, required=True, help="folder of the benchmarks' files")
     tasks.add_argument("--limit", type=int, help="only so many items of each task, and of each subject of a group")
+    tasks.add_argument("--num-fewshot", type=int, help="examples in each prompt; by default as the paper has them")
     tasks.add_argument("--run-code", action="store_true",
                        help="run the programs that the model writes (humaneval, mbpp), in a sandbox")  # fmt: skip
     tasks.add_argument("--seed", type=int, default=1234, help="of random numbers that tasks may use")

@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         for title, first, end, entries in found:
             print(ledger_table(title, entries, first, end, stream.seq_length), end="\n\n")
-        print("".join(f"{line}\n" for line in stream.describe_merges()), end="")
+        print("".join(f"{line}\n" for line in [*stream.describe_merges(), *stream.describe_moves()]), end="")
     if arguments.documents == "-":
         sys.stdout.flush()
         write_documents(stream, stretches, sys.stdout.buffer)

@@ -28,7 +28,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = ToolParser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, metavar="DIR", help="the run: its logging.directory, checkpoint.save or both's")
+    what.add_argument("--run", type=Path, metavar="DIR", help="the run: the folder of its records, or the one above")
     what.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="two or more runs, side by side")
     parser.add_argument("--against", type=Path, metavar="DIR", help="a run, or a finished evaluation, to compare with")
     parser.add_argument(
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
             report = run_report(found, against=[read_evaluation(against)])
         else:
             report = run_report(found, None if against is None else read_run(against, read_state))
-    page = render(report).encode("utf-8")
+    page = render(report)
     with output_file(arguments.output) as file:
         file.write(page)
     print(f"{arguments.output}: {len(page) / 2**20:.1f} MiB; open it in a browser")

@@ -74,7 +74,7 @@ class RestoreConfig:
     """Share of the whole mixture that is added; 0 adds none."""
     factor: Share = 1
     """What the weight is multiplied by before that; 1 leaves it."""
-    cap: Share = 0.5
+    cap: Share = 0.9
     """Largest weight that a source is raised to."""
     floor: Share = 0.5
     """Part of the weight its stage gives it that every other source keeps."""
@@ -101,7 +101,7 @@ class RestoreConfig:
         if shares["step"] == 0 and shares["factor"] == 1:
             found.append(f"{where}.step, factor: 0 and 1 move nothing; raise one of them")
         if not 0 < shares["cap"] < 1:
-            found.append(f"{where}.cap: {self.cap} is not between 0 and 1; use for instance 0.5")
+            found.append(f"{where}.cap: {self.cap} is not between 0 and 1; use for instance 0.9")
         if not 0 <= shares["floor"] < 1:
             found.append(f"{where}.floor: {self.floor} is not in [0, 1); use for instance 0.5")
         if self.cooldown_steps is not None and self.cooldown_steps < 1:

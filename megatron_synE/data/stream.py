@@ -112,6 +112,19 @@ class DataStream:
             if merged
         ]
 
+    def describe_moves(self) -> list[str]:
+        """A line for each decision on the sources themselves."""
+
+        def moved(decision: Decision) -> str:
+            after, before = decision.shares_after, decision.shares_before
+            return ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in after)
+
+        return [
+            f"shares of the sources moved at sample {decision.at_sample:,}: {moved(decision)}"
+            for decision in self.decisions
+            if decision.moves == "sources"
+        ]
+
     @property
     def num_samples(self) -> int:
         """Samples of all stages."""
@@ -240,14 +253,14 @@ class DataStream:
         return decision
 
     def restore_share(
-        self, at_sample: int, sources: Sequence[str], strategy: RestoreShare,
+        self, at_sample: int, sources: Sequence[str], strategy: RestoreShare, *, spared: Sequence[str] = (),
         inputs: Mapping[str, Mapping[str, float]] | None = None,
     ) -> Decision:  # fmt: skip
         """Move share of the mixture back to sources; sample `at_sample` is the first of a new segment.
 
         The topics keep their shares in their source. A later stage with other weights begins with its own.
 
-        Args: inputs: what led to it, for the record.
+        Args: spared: other sources that do not give. inputs: what led to it, for the record.
         Raises: ValueError when nothing can be moved, with the reason; everything is as before then.
         """
         if at_sample >= self.num_samples:
@@ -255,7 +268,7 @@ class DataStream:
         assert not self.decisions or at_sample >= self.decisions[-1].at_sample, "decisions ascend"
         planned = self.planner.stage_at(at_sample).weights
         before = self.source_weights(at_sample)
-        proposal = strategy.decide(before, planned, self._unspent(at_sample, sources))
+        proposal = strategy.decide(before, planned, self._unspent(at_sample, sources), {*sources, *spared})
         moved = MovedWeights(with_weight(planned), with_weight(proposal.shares))
         topic_shares = self.timeline.at(at_sample).topic_shares
         timeline = self.planner.replan(self.timeline, at_sample, topic_shares, "restoration", moved)

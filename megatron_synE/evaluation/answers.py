@@ -1,8 +1,7 @@
 """A model's answers, kept from the moment they are given: a killed evaluation goes on where it was.
 
 The first line of the journal says whose answers these are; they serve no other model, tokenizer or setting. Each
-further line holds the answers of one batch: the next start makes the same batches of what is left, so that the answers
-are the same to their last digits.
+further line holds answers that were given together.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class AnswerJournal:
         return self._answers.get(key)
 
     def add(self, answers: Mapping[str, Any]) -> None:
-        """Keep the answers of one batch, JSON-able.
+        """Keep answers, JSON-able; all of them or none are there after a kill.
 
         Raises:
             DiskFull: they could not be written.

@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_synE.evaluation.data_files import Item
-from megatron_synE.sandbox.run_code import CodeLimits, passes_examples
+from megatron_synE.sandbox.run_code import passes_examples
 
-LIMITS = CodeLimits(seconds=10)
-"""HumanEval's own harness gives three seconds; a busy machine is no reason to fail."""
+
+def check_sandbox() -> None:
+    """Find out before anything is computed whether programs can be run here.
+
+    Raises:
+        ValueError: this machine cannot keep a program in bounds, or cannot run one within them.
+    """
+    if not passes_examples("answer = 6 * 7", "assert answer == 42"):
+        raise ValueError("--run-code: a program that is right does not pass in the sandbox; leave the option out")
 
 
 def humaneval(item: Item, results: Sequence[str]) -> dict[str, float]:
@@ -25,4 +32,4 @@ def mbpp(item: Item, results: Sequence[str]) -> dict[str, float]:
 
 
 def _passed(program: str, tests: str) -> dict[str, float]:
-    return {"pass@1": float(passes_examples(program, tests, LIMITS))}
+    return {"pass@1": float(passes_examples(program, tests))}

@@ -57,7 +57,7 @@ class EndpointGenerator:
 
     def info(self) -> dict[str, Any]:
         """See Generator."""
-        return {"engine": "endpoint", "url": self._base_url, "model": self._model}
+        return {"type": "endpoint", "url": self._base_url, "model": self._model}
 
     def generate(self, prompts: Sequence[Prompt], on_done: Callable[[int, str], None]) -> None:
         """See Generator.

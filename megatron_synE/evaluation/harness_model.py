@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -19,6 +20,8 @@ from megatron_synE.progress import ProgressBar
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """The harness's, for tasks that name no max_gen_toks."""
+PORTION_REQUESTS = 1024
+"""Likelihoods that the engine is asked for at a time; a killed evaluation loses so many."""
 
 
 class HarnessModel(TemplateLM):
@@ -89,7 +92,7 @@ class HarnessModel(TemplateLM):
         keys = [key_of("generate", [prompt.ids], prompt.stops, prompt.max_new_tokens) for prompt in prompts]
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if self._journal.get(key) is None}
         new_keys = list(new)
-        with self._progress("generations", keys, new_keys) as bar:
+        with self._progress("generations", len(set(keys)), len(new_keys)) as bar:
 
             def keep(number: int, text: str) -> None:
                 self._journal.add({new_keys[number]: text})
@@ -115,27 +118,31 @@ class HarnessModel(TemplateLM):
         return [(answer.value, answer.is_greedy) for answer in scored]
 
     def _scored(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
-        """Answers in the order of `requests`; the engine gets those that nobody has answered, all at once."""
-        keys = [key_of("log_likelihood", request) for request in requests]
-        new = {key: request for key, request in zip(keys, requests, strict=True) if self._journal.get(key) is None}
-        new_keys = list(new)
-        self.num_truncated += sum(map(self._is_too_long, requests))
-        with self._progress("log-likelihoods", keys, new_keys) as bar:
+        """Answers in the order of `requests`.
 
-            def keep(numbers: Sequence[int], answers: Sequence[LogLikelihood]) -> None:
+        The engine gets them in portions, each answered whole or asked again whole: how it makes batches of one moves
+        the last digits, and a later start must find the same ones.
+        """
+        keys = [key_of("log_likelihood", request) for request in requests]
+        unique = dict(zip(keys, requests, strict=True))
+        self.num_truncated += sum(map(self._is_too_long, requests))
+        unasked = []
+        for portion in batched(unique, PORTION_REQUESTS):
+            if any(self._journal.get(key) is None for key in portion):
+                unasked.append(portion)
+        with self._progress("log-likelihoods", len(unique), sum(map(len, unasked))) as bar:
+            for portion in unasked:
+                answers = self.engine.log_likelihoods(
+                    [unique[key] for key in portion], lambda numbers, answers: bar.advance(len(numbers))
+                )
                 if not all(math.isfinite(answer.value) for answer in answers):
                     raise ValueError("the model gives probabilities that are not numbers; its weights are damaged")
-                found = zip(numbers, answers, strict=True)
-                self._journal.add({new_keys[number]: [answer.value, answer.is_greedy] for number, answer in found})
-                bar.advance(len(numbers))
-
-            if new:
-                self.engine.log_likelihoods(list(new.values()), keep)
+                found = zip(portion, answers, strict=True)
+                self._journal.add({key: [answer.value, answer.is_greedy] for key, answer in found})
         return [LogLikelihood(*self._journal.get(key)) for key in keys]
 
-    def _progress(self, what: str, keys: Sequence[str], new_keys: Sequence[str]) -> ProgressBar:
-        total = len(set(keys))
-        return ProgressBar(what, total, "requests", done=total - len(new_keys), show=self._show)
+    def _progress(self, what: str, total: int, num_left: int) -> ProgressBar:
+        return ProgressBar(what, total, "requests", done=total - num_left, show=self._show)
 
     def _is_too_long(self, request: ScoringRequest) -> bool:
         return len(request.context) + len(request.continuation) > self.engine.max_length_tokens + 1
@@ -153,3 +160,10 @@ class HarnessModel(TemplateLM):
             )
         self.num_truncated += len(ids) > room
         return Prompt(ids[-room:], tuple(stop for stop in options["until"] if stop), max_new_tokens)
+
+
+def batched(values: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Neighbours by so many; Python 3.12 has it in itertools."""
+    rest = iter(values)
+    while portion := tuple(islice(rest, size)):
+        yield portion

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from megatron_synE.evaluation.scoring import score
 from megatron_synE.runtime import Runtime
 from megatron_synE.training.benchmarks import BenchmarkScores
 from megatron_synE.training.rendering import render
+from megatron_synE.training.run import TrainingRun
 
 REQUESTS_FILE = "benchmark_requests"
 """In the folder of the run's records: made at a start, and kept for the next one."""
@@ -60,20 +60,16 @@ def render_for_all(
 
 
 class LiveBenchmarks:
-    """Scores the run's own model.
+    """Scores the run's own model. Requests that are not those of its last measurement are told as a change of the run.
 
     Args:
         rendered: the same on every process.
-        model_chunks: of this process.
-        tokens_per_batch: most tokens in a forward pass.
     """
 
-    def __init__(
-        self, rendered: RenderedBenchmarks, model_chunks: Sequence[torch.nn.Module], runtime: Runtime,
-        tokens_per_batch: int,
-    ) -> None:  # fmt: skip
-        self._rendered, self._chunks, self._runtime = rendered, model_chunks, runtime
-        self._limits = BatchLimits(tokens=tokens_per_batch)
+    def __init__(self, rendered: RenderedBenchmarks, run: TrainingRun) -> None:
+        self._rendered, self._run = rendered, run
+        self._limits = BatchLimits(tokens=run.job.evaluation.benchmarks.tokens_per_batch)
+        run.state.compare_benchmarks(self.fingerprints)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -90,8 +86,8 @@ class LiveBenchmarks:
                 between(numbers.start + len(numbers) * number // num_rounds, total)
 
             answers = score(
-                self._chunks, self._rendered.requests(numbers), device=self._runtime.device, limits=self._limits,
-                host_group=self._runtime.host_group, before_round=before_round,
+                self._run.model_chunks, self._rendered.requests(numbers), device=self._run.runtime.device,
+                limits=self._limits, host_group=self._run.runtime.host_group, before_round=before_round,
             )  # fmt: skip
             scores[task.name] = task_scores(self._rendered, task, answers)
         return BenchmarkScores(scores, self.fingerprints)
@@ -111,8 +107,6 @@ def task_scores(
     for number in numbers:
         item, own = rendered.item(number), rendered.requests_of(range(number, number + 1))
         values = [answer.value for answer in answers[own.start - first : own.stop - first]]
-        if not all(map(math.isfinite, values)):
-            raise FloatingPointError(f"a log-likelihood of {task.name} is not finite")
         for metric in task.metrics:
             right[metric] += is_right(metric, values, item.num_characters, item.num_bytes, item.gold)
     return {**{metric: count / len(numbers) for metric, count in right.items()}, "num_items": len(numbers)}

@@ -6,13 +6,16 @@ The order of a task's few-shot examples is that of its file: no seed, no limit a
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import AggMetricConfig
+from lm_eval.utils import env
 
 from megatron_synE.evaluation.data_files import Item, Items
 
@@ -27,25 +30,28 @@ class LocalTask(ConfigurableTask):
         splits: name → items; those in the configuration's `test_split` are asked, but for those that are examples.
 
     Raises:
-        ValueError: there are fewer examples than shots.
+        ValueError: there are fewer examples than shots, or nothing to ask beside them.
     """
 
     def __init__(self, config: Mapping[str, Any], splits: Mapping[str, Items]) -> None:
         name, shots = config["task"], config["num_fewshot"]
         samples = config.get("fewshot_config", {}).get("samples")
-        self._by_group = _grouped(samples or splits.get(config.get("fewshot_split", ""), []), shots)
+        pool = samples or splits.get(config.get("fewshot_split", ""), Items([], {}))
+        self._by_group = _grouped(pool, shots)
         self.examples: list[Item] = [example for examples in self._by_group.values() for example in examples]
         """All examples that a prompt of this task can show, in their order."""
         test = splits[config["test_split"]]
         kept = Items((item for item in test if item not in self.examples), test.files)
         self.num_examples_among_items = len(test) - len(kept)
         """Items of the test split that are not asked, because a prompt may show them as examples."""
-        for group in {item.get("group") for item in kept} if shots else set():
-            if len(self._by_group.get(group, [])) < shots:
-                raise ValueError(
-                    f"{name}: the prompt shows {shots} examples, and {next(iter(test.files))}'s development file "
-                    f"has {len(self._by_group.get(group, []))}{f' of {group}' if group else ''}; fetch it again"
-                )
+        if not kept:
+            raise ValueError(f"{name}: every item of {', '.join(test.files)} is a few-shot example; fetch it again")
+        for group in dict.fromkeys(item.get("group") for item in kept) if shots else ():
+            found = len(self._by_group.get(group, []))
+            if found < shots:
+                place = f"{'its YAML file' if samples else ', '.join(getattr(pool, 'files', ())) or 'its data'}"
+                told = f"{place} has {found}{f' of {group}' if group else ''}"
+                raise ValueError(f"{name}: a prompt of {shots} examples is asked for, and {told}")
         self._splits = {**splits, config["test_split"]: kept}
         super().__init__(config=copy.deepcopy(dict(config)))
 
@@ -58,6 +64,30 @@ class LocalTask(ConfigurableTask):
         if self._by_group:
             self.sampler.replace_df(self._by_group[doc.get("group")])
         return super().fewshot_context(doc, *args, **kwargs)
+
+    def doc_to_text(self, doc: Item, doc_to_text: str | None = None) -> Any:
+        """An item's question."""
+        return self.resolve_field(doc, doc_to_text or self.config.doc_to_text)
+
+    def doc_to_target(self, doc: Item, doc_to_target: str | None = None) -> Any:
+        """An item's answer: its text, or the number of the right choice."""
+        return self.resolve_field(doc, doc_to_target or self.config.doc_to_target)
+
+    @staticmethod
+    def resolve_field(doc: Item, field: str | None = None) -> Any:
+        """A field of an item, or a template filled with its fields.
+
+        lm-eval compiles a template anew for each item and example, which is most of the time that prompts take; and
+        reads what looks like a list, as a solution that begins with `[asy]`, as Python.
+        """
+        if not field:
+            return None
+        return doc[field] if field in doc else _template(field).render(**doc)
+
+
+@functools.cache
+def _template(text: str) -> jinja2.Template:
+    return env.from_string(text)
 
 
 def _grouped(candidates: Sequence[Item], shots: int) -> dict[str | None, list[Item]]:

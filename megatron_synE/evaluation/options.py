@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,8 @@ class EvaluationOptions:
     add_bos: str = "auto"
     limit: int | None = None
     """Items of each task, of each subject of a group; None for all."""
+    num_fewshot: int | None = None
+    """Examples in each prompt; None for the paper's."""
     seed: int = 1234
     dtype: Literal["bf16", "fp32"] = "bf16"
     tokens_per_batch: int = 4096
@@ -51,6 +54,8 @@ class EvaluationOptions:
             found.append("give either --checkpoint or --hf-dir")
         if self.limit is not None and self.limit < 1:
             found.append(f"--limit {self.limit}: give 1 or more")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            found.append(f"--num-fewshot {self.num_fewshot}: give 0 or more")
         if self.tokens_per_batch < 1:
             found.append(f"--tokens-per-batch {self.tokens_per_batch}: give 1 or more")
         if self.max_length_tokens is not None and self.max_length_tokens < 2:
@@ -67,7 +72,10 @@ class EvaluationOptions:
                 found.append(f"--{name.replace('_', '-')}: it is for --generate-with URL; give that, or leave it out")
         if self.against is not None and self.against.resolve() == self.output_dir.resolve():
             found.append("--against: is the --output-dir itself; give the folder of another evaluation")
-        return found + self.parallel.problems()
+        return found + [
+            re.sub(r"parallel\.(\w+)", lambda field: f"--{field[1].replace('_', '-')}", problem)
+            for problem in self.parallel.problems()
+        ]
 
     @property
     def generating_folder(self) -> Path | None:
@@ -76,4 +84,5 @@ class EvaluationOptions:
 
     def settings(self) -> dict[str, Any]:
         """What determines the results beside model, tokenizer and tasks' content."""
-        return {"tasks": list(self.tasks), "limit": self.limit, "seed": self.seed, "run_code": self.run_code}
+        names = ("limit", "num_fewshot", "seed", "run_code")
+        return {"tasks": list(self.tasks)} | {name: getattr(self, name) for name in names}

@@ -3,7 +3,7 @@
     python -m megatron_synE.evaluation.render
 
 `training.rendering` starts it, writes one JSON object to its stdin and reads one from its stdout: `problems` and
-`notes`. What a library prints goes to stderr. It dies with its parent.
+`notes`. What a library prints goes to stderr. It dies with its parent, and heeds no signal that stops a run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_synE.command_line import described
 from megatron_synE.corpus.tokenizers import build_tokenizer
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
 from megatron_synE.evaluation.rendered import RenderedBenchmarks, RenderedBuilder, RenderedItem, read_rendered
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from megatron_synE.evaluation.local_task import LocalTask
 
 FIELD = "evaluation.benchmarks"
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""Those that are the parent's to heed."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -113,7 +112,7 @@ def _identity(asked: Mapping[str, Any], loaded: Mapping[str, LoadedTasks], encod
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         code.update(file.read_bytes())
-    return {
+    made_of = {
         "tasks": {name: list(tasks.task_dict["tasks"]) for name, tasks in loaded.items()},
         "data_files": {name: tasks.data_files for name, tasks in loaded.items()},
         "templates": {name: tasks.templates for name, tasks in loaded.items()},
@@ -122,6 +121,7 @@ def _identity(asked: Mapping[str, Any], loaded: Mapping[str, LoadedTasks], encod
         "lm_eval": version("lm_eval"),
         "code": code.hexdigest(),
     }
+    return dict(json.loads(json.dumps(made_of)))  # as it comes back from the file
 
 
 def _made_before(output: Path | None, identity: Mapping[str, Any]) -> RenderedBenchmarks | None:
@@ -143,15 +143,16 @@ def _rendered(
     with ProgressBar("rendering benchmarks", len(loaded), "benchmarks") as bar:
         for name, tasks in loaded.items():
             own = tasks.task_dict["tasks"].values()
-            items = [item for task in own for item in _items(task, asked["limit"], encoder)]
+            try:
+                items = [item for task in own for item in _items(task, asked["limit"], encoder)]
+            except ValueError as error:
+                raise Problems(f"{FIELD}: {name}: {error}") from error
             notes += _checked(name, items, asked)
             metrics = next(list(task.aggregation()) for task in own)
             assert set(metrics) <= set(METRICS), (name, metrics)
             builder.add(
-                name, items, metrics=metrics,
-                num_fewshot=max(task.config.num_fewshot for task in own),
-                inputs={**tasks.templates, **tasks.data_files},
-            )  # fmt: skip
+                name, items, metrics=metrics, num_fewshot=max(task.config.num_fewshot for task in own)
+            )
             bar.advance(1)
     return builder.finish(identity, [*notes, encoder.bos.describe(), *encoder.notes()])
 
@@ -218,8 +219,6 @@ def main() -> None:
     """Answer what stands on stdin."""
     asked = json.load(sys.stdin)
     _die_with(asked["parent"])
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TQDM_DISABLE="1")
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -228,6 +227,8 @@ def main() -> None:
         notes = render(asked)
     except Problems as found:
         problems = str(found).splitlines()
+    except OSError as error:
+        problems = [f"{FIELD}: {described(error)}"]
     with answer:
         json.dump({"problems": problems, "notes": notes}, answer, ensure_ascii=False)
 

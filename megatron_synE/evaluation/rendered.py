@@ -55,8 +55,6 @@ class RenderedTask:
     num_items: int
     fingerprint: str
     """Hash of all its requests, lengths and right answers: equal ones give comparable results."""
-    inputs: Mapping[str, str]
-    """What it was made of, by name (data, template, …), as hashes."""
 
 
 class RenderedBenchmarks:
@@ -65,7 +63,7 @@ class RenderedBenchmarks:
     Args:
         tasks: in the order of their items.
         arrays: as the file has them.
-        identity: what the file as a whole was made of.
+        identity: what the file was made of: hashes of data, templates and code, the tokenizer, the settings.
         notes: what a person should know of it.
     """
 
@@ -132,7 +130,7 @@ class RenderedBenchmarks:
         }  # fmt: skip
         content = np.frombuffer(json.dumps(text, ensure_ascii=False).encode("utf-8"), np.uint8)
         whole = io.BytesIO()
-        np.savez(whole, allow_pickle=False, tasks=content, **self._arrays)  # type: ignore[arg-type]
+        np.savez(whole, allow_pickle=False, tasks=content, **self._arrays)
         with output_file(path) as file:
             file.write(f"{xxhash.xxh3_128_hexdigest(whole.getbuffer())}\n".encode("ascii"))
             file.write(whole.getbuffer())
@@ -149,17 +147,14 @@ class RenderedBuilder:
         self._tasks: list[RenderedTask] = []
         self._contexts: dict[tuple[int, ...], int] = {}
 
-    def add(
-        self, name: str, items: Sequence[RenderedItem], *, metrics: Sequence[str], num_fewshot: int,
-        inputs: Mapping[str, str],
-    ) -> None:  # fmt: skip
+    def add(self, name: str, items: Sequence[RenderedItem], *, metrics: Sequence[str], num_fewshot: int) -> None:
         """A task with all of its items."""
         self._contexts = {}
         for item in items:
             self._add_item(item)
         told = [[list(map(list, item.requests)), *map(list, item[1:])] for item in items]
         fingerprint = hashlib.sha256(json.dumps(told).encode("ascii")).hexdigest()[:32]
-        self._tasks.append(RenderedTask(name, tuple(metrics), num_fewshot, len(items), fingerprint, dict(inputs)))
+        self._tasks.append(RenderedTask(name, tuple(metrics), num_fewshot, len(items), fingerprint))
 
     def _add_item(self, item: RenderedItem) -> None:
         lists = self._lists

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_synE.checkpoint.hf.config import CONFIG_FILE, read_hf_json
+from megatron_synE.checkpoint.layout import read_architecture, resolve
 from megatron_synE.checkpoint.tokenizer_files import find_tokenizer
 from megatron_synE.command_line import output_file
 from megatron_synE.config.evaluation_results import (
@@ -59,8 +60,11 @@ def evaluate(options: EvaluationOptions, say: Say, on_lost: Callable[[str], None
         raise ValueError("; ".join(problems))
     is_main = os.environ.get("RANK", "0") == "0"
     encoder = _encoder(options)
+    check_vocabulary(encoder.tokenizer, _vocab_size(options), say if is_main else lambda text: None)
     against = read_evaluation(options.against) if is_main and options.against is not None else None
-    tasks = load_tasks(options.tasks, options.data_dir, run_code=options.run_code) if is_main else None
+    tasks = _tasks(options) if is_main else None
+    if tasks is not None and is_finished(options.output_dir):
+        check_same(options.output_dir, _wanted(options, encoder, tasks))  # before a model is loaded
     lock = RunLock({"--output-dir": options.output_dir} if is_main else {}, is_ending=lambda: False, on_lost=on_lost)
     lock.acquire()
     try:
@@ -94,11 +98,10 @@ class _Evaluation:
 
     def run(self) -> None:
         folder, began_at = self.options.output_dir, time.monotonic()
-        check_vocabulary(self.encoder.tokenizer, self.engine.vocab_size, self.say)
         generator = _open_generator(self.options, self.engine, self.encoder)
         identity = self._identity(generator)
         if is_finished(folder):
-            self._check_same(identity)
+            check_same(folder, {"model": identity["model"], "generator": identity["generator"]})
             self.say(f"{folder}: this evaluation is finished already")
         else:
             self._evaluate(folder, generator, identity, began_at)
@@ -141,21 +144,6 @@ class _Evaluation:
         beside = None if is_same else generator.info()
         return {"model": own, "generator": beside, **self.encoder.describe()}
 
-    def _check_same(self, identity: dict[str, Any]) -> None:
-        """Raises ValueError where the finished evaluation is another one."""
-        manifest = read_evaluation(self.options.output_dir).manifest or {}
-        ours = {
-            **identity, "settings": self.options.settings(), "templates": self.tasks.templates,
-            "data": self.tasks.data_files,
-        }  # fmt: skip
-        theirs = {name: manifest.get(name) for name in ours}
-        difference = first_difference(without_places(theirs), without_places(ours))
-        if difference:
-            raise ValueError(
-                f"{self.options.output_dir}: holds a finished evaluation with another {difference}; choose another "
-                "--output-dir"
-            )
-
     def _compare(self, results: EvaluationResults, against: EvaluationResults) -> None:
         found = comparison.compare(results, against, str(self.options.against))
         with output_file(self.options.output_dir / COMPARISON_FILE) as file:
@@ -165,6 +153,29 @@ class _Evaluation:
 
     def _model_name(self) -> str:
         return str(self.options.checkpoint or self.options.hf_dir)
+
+
+def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Whether the finished evaluation in a folder is the one that is asked for.
+
+    Args:
+        wanted: fields of its manifest.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    manifest = read_evaluation(folder).manifest or {}
+    theirs = {name: manifest.get(name) for name in wanted}
+    difference = first_difference(without_places(theirs), without_places(dict(wanted)))
+    if difference:
+        raise ValueError(
+            f"{folder}: holds a finished evaluation with another {difference}; choose another --output-dir"
+        )
+
+
+def _wanted(options: EvaluationOptions, encoder: RequestEncoder, tasks: LoadedTasks) -> dict[str, Any]:
+    settings = {"settings": options.settings(), "templates": tasks.templates, "data": tasks.data_files}
+    return {**settings, **encoder.describe()}
 
 
 def without_places(content: Any) -> Any:
@@ -218,6 +229,12 @@ def shown(prompts: dict[str, list[dict[str, str]]]) -> Iterator[str]:
                 yield f"--- continuation {prompt['continuation']!r}, token ids: {prompt['continuation_token_ids']}"
 
 
+def _tasks(options: EvaluationOptions) -> LoadedTasks:
+    return load_tasks(
+        options.tasks, options.data_dir, run_code=options.run_code, num_fewshot=options.num_fewshot
+    )
+
+
 def _encoder(options: EvaluationOptions) -> RequestEncoder:
     where: Path | None = options.tokenizer_model or options.hf_dir
     if where is None:
@@ -229,6 +246,18 @@ def _encoder(options: EvaluationOptions) -> RequestEncoder:
         raise ValueError(f"{where}: no such file or folder")
     tokenizer = build_tokenizer(options.tokenizer_type, where)
     return RequestEncoder(tokenizer, bos_policy(tokenizer, options.add_bos))
+
+
+def _vocab_size(options: EvaluationOptions) -> int:
+    """Of the model, before its weights are read."""
+    if options.checkpoint is not None:
+        return read_architecture(resolve(options.checkpoint)).vocab_size
+    assert options.hf_dir is not None
+    config = read_hf_json(options.hf_dir / CONFIG_FILE)
+    found = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if not isinstance(found, int):
+        raise ValueError(f"{options.hf_dir / CONFIG_FILE}: has no vocab_size; is it a model's folder?")
+    return found
 
 
 def _open_engine(options: EvaluationOptions, tokenizer: CorpusTokenizer) -> Engine:

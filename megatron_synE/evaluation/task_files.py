@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from megatron_synE.evaluation.code_answers import check_sandbox
 from megatron_synE.evaluation.data_files import Item, Items
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def load_tasks(
         num_fewshot: examples in each prompt; by default as the paper has them.
 
     Raises:
-        ValueError: a name is unknown; a data file is missing, broken or there in two forms.
+        ValueError: a name is unknown; a data file is missing, broken or there in two forms; code cannot be run here.
     """
     from megatron_synE.evaluation.local_task import SubjectGroup
 
@@ -123,7 +124,9 @@ def load_tasks(
         file = read_task_file(benchmark)
         loaded.templates.update(file.hashes)
         config = dict(file.config) | ({} if num_fewshot is None else {"num_fewshot": num_fewshot})
-        if config.get("unsafe_code") and not run_code:
+        if config.get("unsafe_code") and run_code:
+            check_sandbox()
+        elif config.get("unsafe_code"):
             config |= {"unsafe_code": False, "metric_list": [], "process_results": _no_metrics}
             loaded.notices.append(
                 f"{benchmark}: pass@1 needs --run-code; answers are logged, and no metric is computed"
@@ -157,6 +160,9 @@ def _load_task(file: TaskFile, config: Mapping[str, Any], task: str, data_dir: P
         loaded.notices.append(
             f"{task}: {made.num_examples_among_items} items are few-shot examples as well; not scored"
         )
+    again = len(made.eval_docs) - len({item_hash(item) for item in made.eval_docs})
+    if again:  # some are published so
+        loaded.notices.append(f"{task}: {again} of {len(made.eval_docs)} items repeat another; all are scored")
     loaded.examples[task] = [item_hash(example) for example in made.examples]
     return made
 

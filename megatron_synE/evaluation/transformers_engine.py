@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from megatron_synE.evaluation.engine import GenerationRequest, LogLikelihood, ScoringRequest
 from megatron_synE.evaluation.model_identity import hf_fingerprint
@@ -195,9 +196,14 @@ def _load(folder: Path, dtype: str) -> Any:
 
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder}: transformers cannot read this model ({reason})") from error
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers makes them up
+        raise ValueError(f"{folder}: {len(missing)} weights are missing, {missing[0]} among them; get the files again")
+    return model

@@ -18,6 +18,8 @@ FEW_POINTS = 60
 """A curve of so many shows each of its points."""
 MAX_MARKS = 200
 """Of each kind in a chart."""
+MAX_LINES = 60
+"""Over the whole height of a chart."""
 MARKS = {
     "resume": ("diamond", "◆", "resumed"),
     "killed": ("x", "✖", "ended without a word"),
@@ -25,7 +27,6 @@ MARKS = {
     "configuration": ("hexagon", "⬢", "configuration changed"),
     "incident": ("star", "★", "incident"),
     "forgetting": ("triangle-down", "▼", "forgetting"),
-    "decision": ("triangle-up", "▲", "topic shares adjusted"),
 }
 """Kind of event → plotly's symbol, the same as a letter, and words. Other kinds are not marked."""
 
@@ -125,6 +126,9 @@ def simple_chart(
     name: str, title: str, note: str, data: Sequence[Json], unit: str, end_tokens: int | None = None, **axis: Any
 ) -> Chart:
     """Curves over tokens on one axis."""
+    values = {value for trace in data for value in trace["y"]}
+    if len(values) == 1 and (value := values.pop()):  # a flat curve in the middle
+        axis = {"range": sorted((0.9 * value, 1.1 * value)), **axis}
     layout = {"xaxis": token_axis(end_tokens), "yaxis": value_axis(unit, **axis)}
     return Chart(name, title, note, list(data), layout, has_legend=len(data) > 1)
 
@@ -167,12 +171,13 @@ def topics_chart(
     end_tokens: int | None,
 ) -> Chart:  # fmt: skip
     """Held-out perplexity of a source's topics above, their shares in the source below, a line at each decision."""
+    logs = logarithmic(value for trace in perplexity for value in trace["y"])
     lower = [{**trace, "yaxis": "y3", "showlegend": False} for trace in shares]
     layout = {
         "xaxis": {**token_axis(end_tokens), "anchor": "y3"},
-        "yaxis": value_axis("perplexity", domain=[0.53, 1], **logarithmic(y for trace in perplexity for y in trace["y"])),
+        "yaxis": value_axis("perplexity", domain=[0.53, 1], **logs),
         "yaxis3": value_axis("share in the source", domain=[0, 0.45], tickformat=".0%"),
-        "shapes": [vertical(tokens, "--muted") for tokens in evenly(decisions, MAX_MARKS)],
+        "shapes": [vertical(tokens, "--muted") for tokens in evenly(decisions, MAX_LINES)],
     }
     return Chart(f"topics of {source}", f"Topics of {source}", note, [*perplexity, *lower], layout, height_pixels=460)
 

@@ -69,6 +69,11 @@ class Consumption:
     documents_problem: str
     """Why the documents are not counted; empty where they are."""
 
+    @property
+    def planned_tokens(self) -> int:
+        """Of the whole run."""
+        return self.num_samples * self.seq_length
+
 
 def consumption(run: RunData) -> Consumption:
     """Of a run that has a checkpoint.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from megatron_synE.reporting.record_shapes import is_number
+
+Item = TypeVar("Item")
 
 
 class Point(NamedTuple):
@@ -37,9 +40,9 @@ class ThinnedCurve:
         self._runs: list[tuple[Point, Point]] = []
         """Lowest and highest of each."""
 
-    def add(self, step: int, tokens: int, value: object) -> None:
+    def add(self, step: int, tokens: int, value: Any) -> None:
         """One more point."""
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not is_number(value):
             self.num_missing += 1
             return
         point = Point(step, tokens, float(value))
@@ -85,3 +88,21 @@ class ThinnedCurve:
 
 def _value(point: Point) -> float:
     return point.value
+
+
+class EveryNth(Generic[Item]):
+    """Things in their order: all of them, or of more than `max_kept` every second, fourth … one."""
+
+    def __init__(self, max_kept: int) -> None:
+        self._max_kept = max_kept
+        self.kept: list[Item] = []
+        self.num_recorded = 0
+        self._stride = 1
+
+    def add(self, item: Item) -> None:
+        """One more."""
+        if self.num_recorded % self._stride == 0:
+            self.kept.append(item)
+            if len(self.kept) > self._max_kept:
+                self.kept, self._stride = self.kept[::2], self._stride * 2
+        self.num_recorded += 1

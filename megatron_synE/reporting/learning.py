@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_synE.config.evaluation_results import ComparedMetric, EvaluationResults
-from megatron_synE.reporting.records import Measurements, benchmark_values, is_number
+from megatron_synE.reporting.record_shapes import is_number
+from megatron_synE.reporting.records import Measurements, benchmark_values
 from megatron_synE.reporting.run_files import RunData
 
 Json = dict[str, Any]

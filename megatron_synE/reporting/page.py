@@ -21,8 +21,8 @@ BREAKS = re.compile(r"([/_])")
 """After these a long name may be broken."""
 
 
-def render(report: Mapping[str, Any], made: datetime | None = None) -> str:
-    """The page of a report (`run_report`, `comparison_report`).
+def render(report: Mapping[str, Any], made: datetime | None = None) -> bytes:
+    """The page of a report (`run_report`, `comparison_report`), in UTF-8.
 
     Args:
         made: when, for its foot; now by default.
@@ -42,7 +42,7 @@ def render(report: Mapping[str, Any], made: datetime | None = None) -> str:
     )  # fmt: skip
     environment.filters.update(FILTERS)
     environment.filters["breakable"] = lambda text: Markup(BREAKS.sub(r"\1<wbr>", str(escape(text))))
-    return environment.get_template(f"{report['kind']}.html").render(
+    page = environment.get_template(f"{report['kind']}.html").render(
         report=report,
         made=(made or datetime.now(UTC)).timestamp(),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -50,15 +50,15 @@ def render(report: Mapping[str, Any], made: datetime | None = None) -> str:
         plotly=Markup(get_plotlyjs()),
         embedded=Markup(embedded_json(report)),
     )
+    return page.encode("utf-8", errors="backslashreplace")  # halves of characters, which JSON can name, have no form
 
 
 def embedded_json(content: Any) -> str:
     """JSON for a script element: no text in it can end the element, or begin a comment."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign, code in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
-        text = text.replace(sign, code)
-    # Halves of characters, which JSON can name, have no form in UTF-8.
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
 
 
 def _or_dash(write: Callable[..., str]) -> Callable[..., str]:

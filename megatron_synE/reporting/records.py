@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from megatron_synE.reporting.curves import ThinnedCurve
+from megatron_synE.progress import ProgressBar
+from megatron_synE.reporting.curves import EveryNth, ThinnedCurve
+from megatron_synE.reporting.record_shapes import is_number, is_whole
 
 METRICS_FILE = "metrics.jsonl"
 MAX_POINTS = 2000
@@ -50,12 +51,21 @@ class Events:
         return self.num_recorded - len(self.records)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the components from a point on."""
+
+    tokens: int
+    """Read before its first step; where not every step is logged, before the one after the last with other shares."""
+    shares: Mapping[str, float]
+
+
 @dataclass
 class StepTotals:
     """Sums over the logged steps."""
 
     num_logged: int = 0
-    num_tokens: int = 0
+    num_tokens: float = 0.0
     """Read in them."""
     seconds: float = 0.0
     data_seconds: float = 0.0
@@ -98,9 +108,10 @@ class RunRecords:
     """`mean_loss` and `mixture_loss`."""
     benchmarks: Measurements = field(default_factory=Measurements)
     """`task metric` → its value."""
-    shares: list[Record] = field(default_factory=list)
-    """The first step with each mixture, with `shares`; of more than MAX_EVENTS every second, fourth … one."""
-    num_mixtures: int = 0
+    mixtures: EveryNth[Mixture] = field(default_factory=lambda: EveryNth(MAX_EVENTS))
+    """Each where it begins."""
+    decision_tokens: EveryNth[int] = field(default_factory=lambda: EveryNth(MAX_EVENTS))
+    """Where topic shares were adjusted."""
     events: dict[str, Events] = field(default_factory=lambda: {kind: Events() for kind in EVENTS})
     """By kind."""
     num_checkpoints: int = 0
@@ -136,22 +147,26 @@ def read_records(path: Path) -> RunRecords:
     found = RunRecords()
     if not path.exists():
         return found
-    mixtures = _Mixtures(found)
-    with open(path, "rb") as file:
-        for record in _records(file, found):
+    mixtures = _MixtureFinder(found.mixtures)
+    with open(path, "rb") as file, ProgressBar(str(path), path.stat().st_size, "bytes") as bar:
+        for record in _records(file, found, bar):
             _add(found, record)
-            mixtures.add(record)
+            if record["kind"] == "step":
+                mixtures.add_step(record)
     return found
 
 
-def _records(lines: Iterator[bytes] | Any, found: RunRecords) -> Iterator[Record]:
-    for line in lines:
+def _records(lines: Iterable[bytes], found: RunRecords, bar: ProgressBar) -> Iterator[Record]:
+    num_bytes = 0
+    for number, line in enumerate(lines):
+        num_bytes += len(line)
+        if number % 1000 == 0:
+            bar.at(num_bytes)
         try:
             record = orjson.loads(line)
-            is_whole = isinstance(record["kind"], str) and record["step"] + record["consumed_tokens"] >= 0
-        except (ValueError, KeyError, TypeError):
-            is_whole = False
-        if is_whole:
+        except ValueError:
+            record = None
+        if is_whole(record):
             yield record
         else:
             found.num_damaged += line.endswith(b"\n")  # the last line may be half-written at this moment
@@ -159,8 +174,9 @@ def _records(lines: Iterator[bytes] | Any, found: RunRecords) -> Iterator[Record
 
 def _add(found: RunRecords, record: Record) -> None:
     found.num_records += 1
-    found.last_step, found.last_tokens = record["step"], record["consumed_tokens"]
-    if is_number(record.get("time")):
+    if record["kind"] != "incident":  # after a rollback it is of a later step than the position
+        found.last_step, found.last_tokens = record["step"], record["consumed_tokens"]
+    if "time" in record:
         found.first_time = record["time"] if found.first_time is None else found.first_time
         found.last_time = record["time"]
     kind = record["kind"]
@@ -175,6 +191,8 @@ def _add(found: RunRecords, record: Record) -> None:
         found.num_checkpoints += 1
         found.checkpoint_seconds += _number(record.get("seconds"))
     elif kind in found.events:
+        if kind == "decision":
+            found.decision_tokens.add(record["at_tokens"])
         found.events[kind].add(_without_documents(record) if kind == "incident" else record)
 
 
@@ -188,28 +206,26 @@ def _add_step(found: RunRecords, record: Record) -> None:
     totals.seconds += _number(record.get("step_seconds"))
     totals.data_seconds += _number(record.get("data_seconds"))
     # The rate was made of the step's own number of tokens; `num_tokens` counts those that have a loss.
-    totals.num_tokens += round(_number(record.get("tokens_per_second")) * _number(record.get("step_seconds")))
+    totals.num_tokens += _number(record.get("tokens_per_second")) * _number(record.get("step_seconds"))
     totals.mfu_seconds += _number(record.get("mfu")) * _number(record.get("step_seconds"))
     totals.peak_memory_gib = max(totals.peak_memory_gib, _number(record.get("peak_memory_gib")))
     totals.num_skipped += record.get("updated") is False
 
 
-class _Mixtures:
-    """Keeps the records in which the mixture changes."""
+class _MixtureFinder:
+    """Finds the steps in which the mixture changes."""
 
-    def __init__(self, found: RunRecords) -> None:
-        self._found, self._stride, self._now = found, 1, None
+    def __init__(self, mixtures: EveryNth[Mixture]) -> None:
+        self._mixtures = mixtures
+        self._now: Mapping[str, float] | None = None
+        self._read_tokens = 0
 
-    def add(self, record: Record) -> None:
-        shares = record.get("shares")
-        if record["kind"] != "step" or not isinstance(shares, dict) or shares == self._now:
-            return
-        self._now = shares
-        if self._found.num_mixtures % self._stride == 0:
-            self._found.shares.append({name: record[name] for name in ("step", "consumed_tokens", "shares")})
-            if len(self._found.shares) > MAX_EVENTS:
-                self._found.shares, self._stride = self._found.shares[::2], self._stride * 2
-        self._found.num_mixtures += 1
+    def add_step(self, record: Record) -> None:
+        shares = {name: share for name, share in _mapping(record, "shares").items() if is_number(share)}
+        begins, self._read_tokens = self._read_tokens, record["consumed_tokens"]
+        if shares and shares != self._now:
+            self._now = shares
+            self._mixtures.add(Mixture(begins, shares))
 
 
 def benchmark_values(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,11 +237,6 @@ def benchmark_values(record: Mapping[str, Any]) -> dict[str, Any]:
         for metric, value in metrics.items()
         if metric != "num_items"
     }
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number. JSON has no nan: null stands for it."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(value: Any) -> float:
@@ -246,12 +257,12 @@ def _add_to(curves: dict[str, ThinnedCurve], record: Record, values: Mapping[str
 
 def _without_documents(record: Record) -> Record:
     """An incident with the numbers of a few of its documents only: there may be thousands."""
-    listed = record.get("documents")
-    if not isinstance(listed, list):
+    if record.get("documents") is None:
         return record
-    kept, num_documents = [], 0
-    for entry in listed:
-        numbers = entry.get("documents", []) if isinstance(entry, dict) else []
+    kept: list[Record] = []
+    num_documents = 0
+    for entry in record["documents"]:
+        numbers = entry["documents"]
         num_documents += len(numbers)
         if len(kept) < DOCUMENTS_NAMED and numbers:
             named = {name: entry.get(name) for name in ("component", "corpus", "epoch")}

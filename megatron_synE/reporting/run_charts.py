@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_synE.reporting.charts import (
+    MAX_LINES,
     Chart,
     ChartList,
     evenly,
@@ -20,6 +21,7 @@ from megatron_synE.reporting.charts import (
 from megatron_synE.reporting.consumption import Consumption
 from megatron_synE.reporting.curves import ThinnedCurve
 from megatron_synE.reporting.learning import LARGEST_EXPONENT, perplexity
+from megatron_synE.reporting.records import Mixture
 from megatron_synE.reporting.run_files import RunData
 
 Json = dict[str, Any]
@@ -39,16 +41,17 @@ def run_charts(run: RunData, other: RunData | None, read: Consumption | None, ev
     marks = [event for event in events if event["kind"] != "decision"]
     for chart in (_losses(run, other), _heldout(run), _benchmarks(run)):
         found.add(chart, marks=marks)
-    mixture = _planned_mixture(read) if read is not None else _recorded_mixture(run)
-    if mixture is not None:
-        found.add(mixture, marks=events)
-    for chart in _topics(run, read):
-        found.add(chart, marks=[event for event in events if event["kind"] == "decision"])
+    mixtures = _mixtures(run, read)
+    if (mixture := _mixture(run, read, mixtures)) is not None:
+        found.add(mixture, marks=marks)
+    for chart in _topics(run, read, mixtures):
+        found.add(chart)
     found.add(_component_losses(run))
+    si = {"exponentformat": "SI"}
     for name, title, note, unit, options in (
         ("learning_rate", "Learning rate", "Of each logged step.", "learning rate", {}),
         ("grad_norm", "Gradient norm", "Before clipping.", "norm", {}),
-        ("tokens_per_second", "Throughput", "Tokens of the whole job in a second.", "tokens/s", {"exponentformat": "SI"}),
+        ("tokens_per_second", "Throughput", "Tokens of the whole job in a second.", "tokens/s", si),
         ("mfu", "Model FLOPs utilisation", "Part of the devices' peak.", "MFU", {"tickformat": ".0%"}),
         ("tflops_per_device", "Arithmetic", "Model FLOPs of each device.", "TFLOP/s", {}),
         ("peak_memory_gib", "Memory", "Most that the main process had held since its start.", "GiB", {}),
@@ -80,7 +83,8 @@ def _losses(run: RunData, other: RunData | None) -> Chart:
 def _heldout(run: RunData) -> Chart:
     curves = run.records.heldout.curves
     note = "Loss on documents of each component that are never trained on: what falls is learned, what rises is lost."
-    return simple_chart("held-out loss", "Held-out loss over the run", note, _lines(curves), "loss", run.records.last_tokens)
+    title, end = "Held-out loss over the run", run.records.last_tokens
+    return simple_chart("held-out loss", title, note, _lines(curves), "loss", end)
 
 
 def _component_losses(run: RunData) -> Chart:
@@ -100,7 +104,8 @@ def _benchmarks(run: RunData) -> Chart:
         for name, curve in curves.items()
     ]  # fmt: skip
     note = "Tasks scored by log-likelihood during the run; dotted where it is not plain accuracy."
-    return simple_chart("benchmarks", "Benchmarks in training", note, data, "accuracy", run.records.last_tokens, tickformat=".0%")
+    title, end = "Benchmarks over the run", run.records.last_tokens
+    return simple_chart("benchmarks", title, note, data, "accuracy", end, tickformat=".0%")
 
 
 def _seconds(run: RunData) -> Chart:
@@ -110,79 +115,87 @@ def _seconds(run: RunData) -> Chart:
         line("waiting for data", steps["data_seconds"], "--loss"),
     ]
     note = "Of a whole step, and of these the wait for its batch."
-    return simple_chart("step seconds", "Seconds of a step", note, data, "seconds", run.records.last_tokens, rangemode="tozero")
+    end = run.records.last_tokens
+    return simple_chart("step seconds", "Seconds of a step", note, data, "seconds", end, rangemode="tozero")
 
 
-def _planned_mixture(read: Consumption) -> Chart:
-    """From the checkpoint's state: exact, and with what is still to come."""
-    segments = evenly(read.state.segments, MAX_MIXTURES)
-    names = [component.component for component in read.components]
-    shares = [
-        {name: count / sum(segment.numerators) for name, count in zip(names, segment.numerators, strict=True)}
-        for segment in segments
-    ]
-    length = read.seq_length
-    note = "Share of each component, as the checkpoint's state has it."
-    if len(segments) < len(read.state.segments):
-        note += f" {len(segments):,} of {len(read.state.segments):,} mixtures are drawn."
-    starts = [segment.start * length for segment in segments]
-    return mixture_chart(starts, shares, read.num_samples * length, read.consumed_samples * length, note)
-
-
-def _recorded_mixture(run: RunData) -> Chart | None:
-    """From the logged steps."""
+def _mixture(run: RunData, read: Consumption | None, mixtures: Sequence[Mixture]) -> Chart | None:
     records = run.records
-    if not records.shares:
+    if not mixtures:
         return None
-    note = "Share of each component at the logged steps: there is no checkpoint to tell the plan."
-    if len(records.shares) < records.num_mixtures:
-        note += f" {len(records.shares):,} of {records.num_mixtures:,} mixtures are drawn."
-    starts = [record["consumed_tokens"] for record in records.shares]
-    return mixture_chart(starts, [record["shares"] for record in records.shares], records.last_tokens, None, note)
+    if read is None:
+        note = "Share of each component at the logged steps: there is no checkpoint to tell the plan."
+        read_tokens, end = None, records.last_tokens
+    else:
+        note = "Share of each component, as it was read and as it is planned."
+        read_tokens, end = max(records.last_tokens, read.consumed_samples * read.seq_length), read.planned_tokens
+    drawn = evenly(mixtures, MAX_MIXTURES)
+    num_mixtures = max(len(mixtures), records.mixtures.num_recorded)
+    if len(drawn) < num_mixtures:
+        note += f" {len(drawn):,} of {num_mixtures:,} mixtures are drawn."
+    return mixture_chart([one.tokens for one in drawn], [one.shares for one in drawn], end, read_tokens, note)
 
 
-def _topics(run: RunData, read: Consumption | None) -> list[Chart]:
+def _mixtures(run: RunData, read: Consumption | None) -> list[Mixture]:
+    """Up to the checkpoint and from now on by its state, which is exact; between them by the logged steps."""
+    recorded = run.records.mixtures.kept
+    if read is None:
+        return recorded
+    names, length = [component.component for component in read.components], read.seq_length
+    planned = [
+        Mixture(
+            segment.start * length,
+            {name: count / sum(segment.numerators) for name, count in zip(names, segment.numerators, strict=True)},
+        )
+        for segment in read.state.segments
+    ]
+    saved = read.consumed_samples * length
+    now = max(saved, run.records.last_tokens)
+    since = [one for one in recorded if saved <= one.tokens < now]
+    ahead = [one for one in planned if one.tokens >= (now if since else saved)]
+    return [*(one for one in planned if one.tokens < saved), *since, *ahead]
+
+
+def _topics(run: RunData, read: Consumption | None, mixtures: Sequence[Mixture]) -> list[Chart]:
     """For each source with topics: perplexities over shares, with the decisions."""
     sources: dict[str, list[str]] = {}
     for name in run.records.heldout.curves:
         if "/" in name:
             sources.setdefault(name.partition("/")[0], []).append(name)
-    decisions = [record["consumed_tokens"] for record in run.records.events["decision"].records]
-    if read is not None:
-        decisions = [decision.at_tokens for decision in read.state.decisions if decision.changed]
-    charts = []
+    in_state = [] if read is None else [decision.at_tokens for decision in read.state.decisions if decision.changed]
+    decisions = sorted({*run.records.decision_tokens.kept, *in_state})
+    charts, end_tokens = [], run.records.last_tokens
     for source, names in sources.items():
-        colour_of, shares = palette(map(_topic, names)), _shares_in_source(run, read, names)
+        colour_of, shares = palette(map(_topic, names)), _shares_in_source(names, mixtures, end_tokens)
         upper = [_perplexity(name, run.records.heldout.curves[name], colour_of[_topic(name)]) for name in names]
         lower = [
             {"type": "scatter", "mode": "lines", **named(_topic(name)), "x": shares[name][0], "y": shares[name][1],
              "line": {"color": colour_of[_topic(name)], "width": 1.6, "shape": "hv"}, "hovertemplate": "%{y:.2%}"}
             for name in names
         ]  # fmt: skip
-        note = "Above: perplexity on held-out documents. Below: share of the topic in its source. Lines: decisions."
-        charts.append(topics_chart(source, upper, lower, decisions, note, run.records.last_tokens or None))
+        note = "Above: perplexity on held-out documents. Below: share of the topic in its source. A line: a decision."
+        num_decisions = max(len(decisions), run.records.decision_tokens.num_recorded)
+        if num_decisions > MAX_LINES:
+            note += f" {MAX_LINES} of {num_decisions:,} are drawn."
+        charts.append(topics_chart(source, upper, lower, decisions, note, end_tokens or None))
     return charts
 
 
 def _perplexity(name: str, loss: ThinnedCurve, colour: str) -> Json:
-    points = [point._replace(value=perplexity(point.value)) for point in loss.points() if point.value < LARGEST_EXPONENT]
+    finite = [point for point in loss.points() if point.value < LARGEST_EXPONENT]
+    points = [point._replace(value=perplexity(point.value)) for point in finite]
     return line_of_points(_topic(name), points, colour)
 
 
-def _shares_in_source(run: RunData, read: Consumption | None, names: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
+def _shares_in_source(
+    names: Sequence[str], mixtures: Sequence[Mixture], end_tokens: int
+) -> dict[str, tuple[list[int], list[float]]]:
     """Component → tokens at which the mixture changes, up to where the run stands, and its share in the source there.
     """
-    if read is not None:
-        end, components = read.consumed_samples * read.seq_length, [c.component for c in read.components]
-        mixtures: list[tuple[int, Mapping[str, float]]] = [
-            (segment.start * read.seq_length, dict(zip(components, segment.numerators, strict=True)))
-            for segment in evenly([s for s in read.state.segments if s.start < read.consumed_samples], MAX_MIXTURES)
-        ]
-    else:
-        end = run.records.last_tokens
-        mixtures = [(record["consumed_tokens"], record["shares"]) for record in run.records.shares]
     found: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in names}
-    for tokens, shares in [*mixtures, *((end, shares) for _, shares in mixtures[-1:])]:
+    read = evenly([one for one in mixtures if one.tokens < end_tokens], MAX_MIXTURES)
+    places = [(one.tokens, one.shares) for one in read]
+    for tokens, shares in [*places, *((end_tokens, shares) for _, shares in places[-1:])]:
         total = sum(shares.get(name, 0) for name in names)
         for name in names:
             if total:

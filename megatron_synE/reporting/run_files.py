@@ -84,8 +84,8 @@ def read_run(folder: str | Path, read_state: ReadState, evaluations: Iterable[st
             state, problem = read_state(checkpoints), ""
         except ValueError as error:
             problem = str(error)
-    if state is not None and "stream" not in state:
-        state, problem = None, f"{checkpoints} holds an imported model, not a run"
+    if state is not None and (problem := _foreign(run, state)):
+        state, problem = None, f"{checkpoints} {problem}"
     found = {path.resolve(): path for path in [*_evaluations(folder), *map(Path, evaluations)]}
     results = [read_evaluation(path) for path in found.values()]
     return RunData(folder, metrics_file, records, checkpoints, state, problem, results)
@@ -111,6 +111,15 @@ def _checkpoints(run: RunData) -> Path | None:
     if named is not None:
         near.append(run.directory / named)
     return next((path for path in near if _has_checkpoints(path)), None)
+
+
+def _foreign(run: RunData, state: Mapping[str, Any]) -> str:
+    """Why a checkpoint is not this run's; empty where it is, as far as the records tell."""
+    if not isinstance(state.get("stream"), dict):
+        return "holds an imported model, not a run"
+    ours = {entry["name"]: entry["identity"] for entry in run.start.get("components", ())}
+    theirs = {entry["name"]: entry["identity"] for entry in state["stream"].get("components", ())}
+    return "belongs to another run: its corpora are not those of the records" if ours and ours != theirs else ""
 
 
 def _has_checkpoints(folder: Path) -> bool:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_synE.config.evaluation_results import EvaluationResults
 from megatron_synE.reporting.consumption import Consumption, consumption
+from megatron_synE.reporting.headline import headline
 from megatron_synE.reporting.history import configuration, event_rows, reproduction, status
 from megatron_synE.reporting.learning import benchmark_rows, evaluation_tables, heldout_rows
+from megatron_synE.reporting.record_shapes import is_number
 from megatron_synE.reporting.records import MAX_POINTS, MAX_POINTS_OF_COMPONENT
 from megatron_synE.reporting.run_charts import run_charts
 from megatron_synE.reporting.run_files import RunData
 
 Json = dict[str, Any]
 
-MAX_DECISIONS = 40
+MAX_DECISIONS = 20
 """That the page shows with their numbers; the newest."""
 
 
@@ -29,6 +31,9 @@ def run_report(run: RunData, other: RunData | None = None, against: Sequence[Eva
     """
     read, read_problem = _consumption(run)
     events = event_rows(run.records)
+    num_decisions = sum(event["kind"] == "decision" for event in events)
+    if num_decisions > MAX_DECISIONS:  # they have a section of their own
+        events = [event for event in events if event["kind"] != "decision"]
     theirs = [*against, *(other.evaluations if other is not None else ())]
     report: Json = {
         "kind": "run",
@@ -60,7 +65,7 @@ def run_facts(run: RunData, read: Consumption | None) -> Json:
     num_samples = read.num_samples if read is not None else start.get("num_samples")
     tokens = records.last_tokens if records.num_records else state.get("consumed_tokens", 0)
     loss = records.loss
-    return {
+    facts = {
         "folder": str(run.folder),
         "step": records.last_step if records.num_records else state.get("step", 0),
         "last_step": start.get("last_step"),
@@ -83,57 +88,7 @@ def run_facts(run: RunData, read: Consumption | None) -> Json:
         "first_time": records.first_time,
         "last_time": records.last_time,
     }
-
-
-def headline(report: Mapping[str, Any]) -> list[Json]:
-    """What is read first: gained and lost, then how much was done."""
-    tiles, facts = _learning_tiles(report), report["run"]
-    planned = facts["planned_tokens"]
-    tiles.append({"label": "Tokens", "value": facts["tokens"], "format": "tokens", "tone": "",
-                  "detail": "of {} planned".format(f"{planned:,}") if planned else ""})  # fmt: skip
-    if facts["tokens_per_second"]:
-        mfu = f"MFU {facts['mean_mfu']:.1%}" if facts["mean_mfu"] else "mean of the logged steps"
-        tiles.append({"label": "Tokens per second", "value": facts["tokens_per_second"], "format": "tokens",
-                      "detail": mfu, "tone": ""})  # fmt: skip
-    incidents = sum(event["kind"] in ("incident", "killed", "forgetting") for event in report["events"])
-    resumes = sum(event["kind"] == "resume" for event in report["events"])
-    tiles.append({"label": "Incidents", "value": incidents, "format": "integer", "tone": "lost" if incidents else "",
-                  "detail": f"resumed {'once' if resumes == 1 else f'{resumes} times'}" if resumes else ""})  # fmt: skip
-    return tiles
-
-
-def _learning_tiles(report: Mapping[str, Any]) -> list[Json]:
-    tiles: list[Json] = []
-    for table in report["evaluations"]:
-        if table["verdicts"]:
-            counts, name = table["verdicts"], table["against"].rstrip("/").rpartition("/")[2]
-            for verdict in ("gained", "lost"):
-                tiles.append({"label": f"Tasks {verdict}", "value": counts[verdict], "format": "integer",
-                              "tone": verdict if counts[verdict] else "",
-                              "detail": f"of {sum(counts.values())} figures, against {name}"})  # fmt: skip
-    benchmarks = report["benchmarks"]
-    if benchmarks is not None:
-        rows = [row for row in benchmarks["rows"] if row["difference"] is not None]
-        up, down = sum(row["difference"] > 0 for row in rows), sum(row["difference"] < 0 for row in rows)
-        tiles.append({"label": "Benchmark figures", "value": up, "format": "up", "tone": "lost" if down > up else "gained",
-                      "detail": f"higher, {down} lower than at step {benchmarks['first_step']:,}"})  # fmt: skip
-    heldout = report["heldout"]
-    if heldout is None or heldout["first_step"] == heldout["last_step"]:
-        return tiles
-    since = f"since step {heldout['first_step']:,}"
-    rows = [row for row in heldout["rows"] if row["difference"] is not None]
-    learned, forgotten = (sum(sign * row["difference"] < 0 for row in rows) for sign in (1, -1))
-    if rows:
-        best, worst = rows[0], rows[-1]
-        tiles.append({"label": "Held-out loss fell", "value": learned, "format": "integer", "tone": "gained" if learned else "",
-                      "detail": f"of {len(rows)} components {since}; most: {best['component']} {_signed(best['difference'])}"})  # fmt: skip
-        tiles.append({"label": "Held-out loss rose", "value": forgotten, "format": "integer", "tone": "lost" if forgotten else "",
-                      "detail": f"{'most' if forgotten else 'least gained'}: {worst['component']} {_signed(worst['difference'])}"})  # fmt: skip
-    return tiles
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    return {name: None if isinstance(value, float) and not is_number(value) else value for name, value in facts.items()}
 
 
 def _consumption(run: RunData) -> tuple[Consumption | None, str]:
@@ -153,7 +108,7 @@ def _read(run: RunData, read: Consumption | None, problem: str) -> Json:
         "problem": "",
         "step": run.state.get("step"),
         "consumed_tokens": read.consumed_samples * read.seq_length,
-        "planned_tokens": read.num_samples * read.seq_length,
+        "planned_tokens": read.planned_tokens,
         "seq_length": read.seq_length,
         "passed_over_samples": read.passed_over_samples,
         "documents_problem": read.documents_problem,
@@ -164,10 +119,10 @@ def _read(run: RunData, read: Consumption | None, problem: str) -> Json:
 
 def _decisions(run: RunData, read: Consumption | None) -> Json:
     """The newest decisions with what they were made of."""
-    if read is not None:
-        found = [dataclasses.asdict(decision) for decision in read.state.decisions]
-    else:
-        found = run.records.events["decision"].records
+    found = [] if read is None else [dataclasses.asdict(decision) for decision in read.state.decisions]
+    saved = {(decision["at_tokens"], decision["moves"]) for decision in found}
+    recorded = run.records.events["decision"]
+    found += [one for one in recorded.records if (one["at_tokens"], one.get("moves", "topics")) not in saved]
     rows = []
     for decision in found[-MAX_DECISIONS:]:
         changes = {name: decision["inputs"].get(name, {}) for name in ("change", "delta", "factor")}
@@ -177,8 +132,9 @@ def _decisions(run: RunData, read: Consumption | None) -> Json:
              **{kind: values.get(name) for kind, values in changes.items()}}
             for name, before in decision["shares_before"].items()
         ]  # fmt: skip
-        rows.append({"tokens": decision["at_tokens"], "changed": decision["changed"], "topics": topics})
-    return {"num_decisions": len(found), "rows": rows}
+        moves = decision.get("moves", "topics")
+        rows.append({"tokens": decision["at_tokens"], "changed": decision["changed"], "moves": moves, "topics": topics})
+    return {"num_decisions": max(len(found), recorded.num_recorded), "rows": rows}
 
 
 def _sources(run: RunData) -> Json:

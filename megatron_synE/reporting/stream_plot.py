@@ -27,6 +27,7 @@ MANY_COMPONENTS = 36
 MARKS = {
     "adjustment": ("^", "black", "topic shares adjusted"),
     "measured": ("2", "black", "measured, shares kept"),
+    "restoration": ("P", "tab:red", "share moved back to a source"),
     "schedule": ("v", "tab:blue", "scheduled shares"),
     "exhausted": ("X", "tab:red", "a component is exhausted"),
     "resume": ("D", "tab:green", "resumed"),
@@ -126,7 +127,7 @@ def marks(stream: DataStream, records: DrawnRecords, first: int, end: int) -> di
     """Kind of mark → tokens."""
     found: dict[str, list[int]] = {kind: [] for kind in MARKS}
     for segment in stream.timeline.segments:
-        if segment.reason in ("adjustment", "schedule", "exhausted", "config"):
+        if segment.reason in ("adjustment", "restoration", "schedule", "exhausted", "config"):
             kind = "configuration" if segment.reason == "config" else segment.reason
             found[kind].append(segment.start * stream.seq_length)
     found["measured"] = [decision.at_tokens for decision in stream.decisions if not decision.changed]

@@ -78,6 +78,8 @@ def examine_job(
     found.lacking, found.notes = machine_problems(job), machine_notes(job)
     found.architecture = _architecture(job, base)
     _examine_stream(job, found, keep_indices)
+    if found.stream is not None and not job.evaluation.guard_problems(job.data):
+        _examine_guard(job, found, found.stream)
     if found.architecture is not None:
         if origin_is_readable:
             found.problems += _origin_problems(job, found.resumed_from, found.architecture)
@@ -198,7 +200,6 @@ def _examine_stream(job: JobConfig, found: Findings, keep_indices: bool) -> None
             found.notes.append(f"{error}; the run would go on from the checkpoint before it")
             return
     found.problems += budget_problems(job, found.stream.num_samples, found.trajectory)
-    _examine_guard(job, found, found.stream)
 
 
 def _examine_guard(job: JobConfig, found: Findings, stream: DataStream) -> None:

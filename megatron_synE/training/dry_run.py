@@ -73,7 +73,7 @@ def _plan_lines(job: JobConfig, found: Findings) -> list[str]:
     if stream is not None:
         for title, first, end in stage_ranges(stream):
             lines += [ledger_table(title, ledger(stream, first, end), first, end, stream.seq_length), ""]
-        lines += stream.describe_merges()
+        lines += [*stream.describe_merges(), *stream.describe_moves()]
     if stream is None or trajectory is None:
         return lines
     last_step = min(job.training.train_steps or trajectory.last_step, trajectory.last_step)

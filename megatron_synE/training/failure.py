@@ -49,13 +49,14 @@ def report(error: Exception, peers: Peers | None, wait: Callable[[float], bool])
     Args:
         peers: None before the processes know of each other. They all look at the same files then, so that what one
             finds all find: the first process tells, the others only when it did not end the run by that. Once they
-            do, whoever fails first tells, and the others leave after it.
+            do, whoever fails first tells, and the others leave after it. Where the run ended itself all know, and the
+            first process, which has records to close, has its time to tell.
         wait: sleeps for so many seconds, or until torchrun ends this process; whether that happened.
     """
-    if peers is None:
-        if os.environ.get("RANK", "0") != "0" and wait(SECONDS_FOR_THE_FIRST_PROCESS):
-            return
-    elif not peers.is_first("failure"):
+    all_know = peers is None or isinstance(error, RunEnded)
+    if all_know and os.environ.get("RANK", "0") != "0" and wait(SECONDS_FOR_THE_FIRST_PROCESS):
+        return
+    if peers is not None and not peers.is_first("failure"):
         wait(SECONDS_FOR_THE_FIRST_PROCESS)  # for torchrun, the process that ends first is the root cause
         return
     tell(describe(error, peers), kind=type(error).__name__)

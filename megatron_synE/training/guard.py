@@ -70,7 +70,7 @@ class Guard:
             obstacles[excess.what] = "; ".join(reason for reason in reasons.values() if reason)
         if not sources:
             return None, obstacles
-        state = self.run.state
+        state, spared = self.run.state, [source for excess in excesses for source in excess.bound.sources]
         inputs = {
             "baseline": {excess.what: excess.baseline.value for excess in excesses},
             "value": {excess.what: excess.value for excess in excesses},
@@ -78,7 +78,7 @@ class Guard:
         }
         try:
             decision = state.stream.restore_share(
-                state.trajectory.consumed_samples, list(sources), self._strategy, inputs
+                state.trajectory.consumed_samples, list(sources), self._strategy, spared=spared, inputs=inputs
             )
         except ValueError as error:
             return None, {what: reason or str(error) for what, reason in obstacles.items()}

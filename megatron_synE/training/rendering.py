@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
 from megatron_synE.corpus.indexed import IndexedCorpus
+from megatron_synE.training.faults import STOP_SIGNALS
 
 RENDERER = "megatron_synE.evaluation.render"
 FIELD = "evaluation.benchmarks"
@@ -103,11 +105,16 @@ def render(job: JobConfig, architecture: LlamaArchitecture, output: Path | None)
         "parent": os.getpid(),
     }
     environment = {name: value for name, value in os.environ.items() if name not in OF_THE_RUN}
-    child = subprocess.run(
-        [sys.executable, "-m", RENDERER], input=json.dumps(asked), stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        env={**environment, "CUDA_VISIBLE_DEVICES": ""}, check=False,
-    )  # fmt: skip
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # what the child inherits: they are for its parent
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-m", RENDERER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            encoding="utf-8", env={**environment, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    with child:
+        answer, _ = child.communicate(json.dumps(asked))
     if child.returncode:
         raise RuntimeError(f"{FIELD}: the process that renders them ended with status {child.returncode}")
-    answer = json.loads(child.stdout)
-    return Rendering(answer["problems"], answer["notes"])
+    return Rendering(**json.loads(answer))

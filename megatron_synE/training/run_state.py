@@ -89,12 +89,12 @@ class RunState:
         if record["kind"] == "evaluation":
             return self.last_evaluation is not None and self.last_evaluation[0] == now
         if record["kind"] == "forgetting":
-            told = self.forgetting.told.get(record.get("what", ""))
+            told = self.forgetting.told.get(str(record.get("what")))
             return told is not None and told.step == now
         if record["kind"] == "decision":
             # Those on topics come after the checkpoint of their step, mostly; they are made, and written, again.
-            known = {(decision.at_sample, decision.moves) for decision in self.stream.decisions}
-            return (record.get("at_sample"), record.get("moves", "topics")) in known
+            made = [(decision.at_sample, decision.moves) for decision in self.stream.decisions]
+            return (record.get("at_sample"), record.get("moves", "topics")) in made
         if record["kind"] == "benchmark":
             return self.last_benchmarks is not None and self.last_benchmarks[0] == now
         # Changes and resumes come after the checkpoint of their step, too.

@@ -32,7 +32,7 @@ class WeightsAsScores:
 
 
 def several_starts(arguments: list[str], starts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each with further `arguments`, and what is `asked`; `stops` where it is told to in a measurement."""
+    """Each with further `arguments`, and what is `asked`; `stops` or `fails` (once) in the measurement of a step."""
     import signal
 
     from megatron_synE.training.faults import StopSignal
@@ -53,6 +53,8 @@ def several_starts(arguments: list[str], starts: list[dict[str, Any]]) -> list[d
             def stop() -> None:
                 if run.state.trajectory.step == start.get("stops"):
                     signals[0]._remember(signal.SIGTERM, None)
+                if run.state.trajectory.step == start.get("fails") and not run.state.incidents.incidents:
+                    raise FloatingPointError("a log-likelihood is nan")
 
             found = WeightsAsScores(run, start.get("asked", "as before"), stop)
             run.state.compare_benchmarks(found.fingerprints)
@@ -125,3 +127,13 @@ def test_other_requests_are_told_and_not_compared(tmp_path: Path) -> None:
 def test_benchmarks_that_are_turned_on_later_begin_where_the_run_stands(tmp_path: Path) -> None:
     starts(tmp_path, {"without": True, "arguments": ["--training.exit_after_steps", "3"]}, {}, {})
     assert measured_at(tmp_path) == [3, 4, 6, 7]
+
+
+def test_numbers_that_are_not_finite_are_an_incident(tmp_path: Path) -> None:
+    """The run goes back to its checkpoint of step 3, passes over the samples of step 4, and measures then."""
+    healing = {"training": {"fail_on_nan": False}, "healing": {"nonfinite": "rollback"}}
+    (result,) = starts(tmp_path, {"fails": 4}, **healing)
+    (incident,) = records(tmp_path, "incident")
+    assert (incident["step"], incident["resumed_from_step"]) == (4, 3)
+    assert incident["cause"] == "a log-likelihood is nan"
+    assert measured_at(tmp_path) == [0, 2, 4, 6, 7] and result["step"] == 7

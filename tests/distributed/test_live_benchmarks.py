@@ -14,7 +14,10 @@ import pytest
 from tests.helpers.distributed import run_distributed
 from tests.helpers.runs import records, train, write_job
 
-BENCHMARKS = {"tasks": ["letters", "texts"], "data_dir": ".", "tokenizer": "none is asked", "interval_steps": 2}
+BENCHMARKS = {
+    "tasks": ["letters", "texts"], "data_dir": ".", "tokenizer": "none is asked", "interval_steps": 2,
+    "tokens_per_batch": 150,
+}  # fmt: skip
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2": (2, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
     "tp2-sp": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
@@ -41,7 +44,7 @@ def made_up() -> Any:
             lengths = random.integers(1, 30, 4).tolist()
             requests = [ScoringRequest(context, choice) for choice in choices]
             items.append(RenderedItem(requests, lengths, [3 * length for length in lengths], [int(random.integers(4))]))
-        builder.add(name, items, metrics=["acc", "acc_norm", "acc_bytes"], num_fewshot=0, inputs={})
+        builder.add(name, items, metrics=["acc", "acc_norm", "acc_bytes"], num_fewshot=0)
     return builder.finish({})
 
 
@@ -59,10 +62,7 @@ def measured(folder: str, arguments: list[str]) -> None:
 
     live_benchmarks.score = remembered  # type: ignore[attr-defined]
 
-    def benchmarks(run: Any) -> Any:
-        return live_benchmarks.LiveBenchmarks(made_up(), run.model_chunks, run.runtime, tokens_per_batch=150)
-
-    train(arguments, benchmarks=benchmarks)
+    train(arguments, benchmarks=lambda run: live_benchmarks.LiveBenchmarks(made_up(), run))
     file.write_text(json.dumps(kept[: made_up().num_requests]), encoding="utf-8")
 
 

@@ -20,16 +20,23 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_hf_llama(directory: Path, shape: str, dtype: torch.dtype = torch.float32, *, tied: bool = False,
-                  max_shard_size: str = "5GB") -> Any:  # fmt: skip
-    """Save a random LlamaForCausalLM with large enough weights that every part of it counts; returns the model."""
+                  max_shard_size: str = "5GB", vocab_size: int | None = None, context_tokens: int = 512,
+                  token_ids: tuple[int, int] = (1, 2)) -> Any:  # fmt: skip
+    """Save a random LlamaForCausalLM with large enough weights that every part of it counts; returns the model.
+
+    Args:
+        vocab_size: other than the shape's.
+        token_ids: begin and end of text.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = dict(SHAPES[shape])
+    sizes["vocab_size"] = vocab_size or sizes["vocab_size"]
     rope = {"rope_theta": sizes.pop("rope_theta"), **sizes.pop("scaling", {"rope_type": "default"})}
     torch.manual_seed(0)
     config = LlamaConfig(
-        **sizes, rope_parameters=rope, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=tied,
-        attn_implementation="eager", bos_token_id=1, eos_token_id=2,
+        **sizes, rope_parameters=rope, max_position_embeddings=context_tokens, rms_norm_eps=1e-5,
+        tie_word_embeddings=tied, attn_implementation="eager", bos_token_id=token_ids[0], eos_token_id=token_ids[1],
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     with torch.no_grad():

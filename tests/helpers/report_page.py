@@ -17,7 +17,7 @@ STEP_CHARTS = ("learning_rate", "grad_norm", "tokens_per_second", "mfu", "tflops
 class ReportPage(HTMLParser):
     """What stands in a page: `report`, the tables' numbers, the elements and the texts."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, page: bytes) -> None:
         super().__init__()
         self.elements: list[str] = []
         self.addresses: list[str] = []
@@ -31,7 +31,7 @@ class ReportPage(HTMLParser):
         self._table = ""
         self._embedded = ""
         self._is_embedded = self._is_heading = False
-        self.feed(text)
+        self.feed(page.decode("utf-8"))
         self.report: Json = json.loads(self._embedded)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -74,7 +74,7 @@ class ReportPage(HTMLParser):
 
 def read_page(path: Path) -> ReportPage:
     """The page in a file."""
-    return ReportPage(path.read_text(encoding="utf-8"))
+    return ReportPage(path.read_bytes())
 
 
 def points(chart: Json) -> dict[str, list[tuple[float, float]]]:
@@ -187,8 +187,9 @@ def _wrong_tables(page: ReportPage, evaluations: list[Json], ledger: list[Any]) 
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         expected = {
-            name: [loss - first["loss"][name], first["loss"][name], loss, first["perplexity"][name], last["perplexity"][name]]
+            name: [loss - before, before, loss, first["perplexity"][name], last["perplexity"][name]]
             for name, loss in last["loss"].items()
+            for before in [first["loss"][name]]
         }
         shown = dict(zip(page.headings["heldout"], page.tables["heldout"][1:], strict=True))
         found += [f"held-out table: {name}" for name, row in expected.items() if shown[name] != row]

@@ -74,6 +74,7 @@ def train(
     from megatron_synE.runtime.process_groups import world_size_from_environment
     from megatron_synE.training.checks import check_job
     from megatron_synE.training.config_changes import as_json
+    from megatron_synE.training.failure import RunEnded
     from megatron_synE.training.faults import StopSignal
     from megatron_synE.training.loop import TrainingLoop
     from megatron_synE.training.metrics import MetricsWriter
@@ -92,7 +93,7 @@ def train(
     try:
         progress = ProgressLine(first_step=0, last_step=0, show=False)
         TrainingLoop(run, metrics, progress, StopSignal(), _unstarted_watchdog(), benchmarks(run)).train()
-    except FloatingPointError as problem:
+    except (FloatingPointError, RunEnded) as problem:
         error = str(problem)
     finally:
         metrics.close()

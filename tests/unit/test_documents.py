@@ -13,6 +13,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "megatron_synE/data/README.md",
+    "megatron_synE/evaluation/tasks/README.md",
     "examples/data/README.md",
     "examples/cleaning/README.md",
     "docs/FROM_RAW_TEXT.md",

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "kernels"},
     "checkpoint": {"config", "progress"},
     "synthesis": {"config", "progress", "journal", "command_line", "sandbox", "corpus"},
-    "reporting": {"config", "data", "corpus.statistics"},
+    "reporting": {"config", "progress", "data", "corpus.statistics"},
     "evaluation": {
         "config", "progress", "journal", "command_line", "sandbox", "runtime", "model", "checkpoint", "training",
         "corpus.tokenizers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from megatron_synE.config.synthesis import SynthesisConfig
 from tests.helpers.commands import ROOT
 
 EXAMPLES = ROOT / "examples"
+ADDED = "llama3_8b/benchmarks.yaml"
 SYNTHESIS_JOBS = [f"synthesis/{name}.yaml" for name in ("synthesis", "disciplines", "code", "topics")]
 
 
@@ -38,9 +40,18 @@ def test_an_example_has_no_problems(name: str, world_size: int, base: str | None
 
 
 def test_every_example_is_tested() -> None:
-    names = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")} - set(SYNTHESIS_JOBS)
+    names = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")} - {*SYNTHESIS_JOBS, ADDED}
     (mark,) = test_an_example_has_no_problems.pytestmark  # type: ignore[attr-defined]
     assert names == {case[0] for case in mark.args[1]}
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_benchmarks_are_added_to_a_stage(stage: str) -> None:
+    alone = ["--config", str(EXAMPLES / "llama3_8b" / f"{stage}.yaml")]
+    job = parse_job([*alone, "--config", str(EXAMPLES / ADDED)])
+    assert job.problems(slurm_processes(), PRESETS["llama3_8b"]) == []
+    assert job.evaluation.benchmarks.is_due(500, 1000) and job.evaluation.benchmarks.is_due(0, 1000)
+    assert dataclasses.replace(job, evaluation=parse_job(alone).evaluation) == parse_job(alone)
 
 
 @pytest.mark.parametrize("name", SYNTHESIS_JOBS)

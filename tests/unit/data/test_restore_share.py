@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from megatron_synE.config.data import AdjustmentConfig, DataConfig, SourceConfig, StageConfig
@@ -22,11 +24,15 @@ from tests.helpers.corpora import random_documents, write_corpus
 from tests.unit.data.test_plan_segments import assert_exact, change_topics_at_random, random_planner
 
 SEQ_LENGTH = 16
+PARTS = ("gives", "gives", "gets", "spared")
 THREE = {"a": Fraction(1, 5), "b": Fraction(3, 5), "c": Fraction(1, 5)}
 
 
-def decide(weights: dict[str, Fraction], *forgotten: str, planned: dict[str, Fraction] | None = None, **rule: object):
-    return RestoreShare(RestoreConfig(**rule)).decide(weights, planned or weights, forgotten).shares  # type: ignore[arg-type]
+def decide(
+    weights: dict[str, Fraction], *forgotten: str, planned: dict[str, Fraction] | None = None,
+    spared: tuple[str, ...] = (), **rule: Any,
+) -> Mapping[str, Fraction]:  # fmt: skip
+    return RestoreShare(RestoreConfig(**rule)).decide(weights, planned or weights, forgotten, spared).shares
 
 
 def test_the_others_give_in_proportion() -> None:
@@ -64,25 +70,31 @@ def test_two_forgotten_sources_take_from_the_third() -> None:
     assert found == {"a": Fraction(45, 100), "b": Fraction(25, 100), "c": Fraction(30, 100)}
 
 
+def test_who_is_past_a_bound_gives_nothing() -> None:
+    assert decide(THREE, "a", spared=("b",), step=0.1) == {"a": Fraction(3, 10), "b": THREE["b"], "c": Fraction(1, 10)}
+    with pytest.raises(ValueError, match="no other source"):
+        decide(THREE, "a", spared=("b", "c"))
+
+
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 60), st.booleans()), min_size=2, max_size=12),
+    st.lists(st.tuples(st.integers(0, 60), st.sampled_from(PARTS)), min_size=2, max_size=12),
     st.fractions(0, 1, max_denominator=1000).filter(lambda share: share < 1),
     st.fractions(1, 4, max_denominator=100),
     st.fractions("1/100", "99/100", max_denominator=100),
     st.fractions(0, "99/100", max_denominator=100),
 )
 def test_weights_stay_weights(
-    sources: list[tuple[int, bool]], step: Fraction, factor: Fraction, cap: Fraction, floor: Fraction
+    sources: list[tuple[int, str]], step: Fraction, factor: Fraction, cap: Fraction, floor: Fraction
 ) -> None:
     total = sum(count for count, _ in sources)
-    if not total or not any(forgotten for _, forgotten in sources):
-        return
+    assume(total > 0 and any(part == "gets" for _, part in sources))
     weights = {f"s{n}": Fraction(count, total) for n, (count, _) in enumerate(sources)}
-    forgotten = [f"s{n}" for n, (_, is_forgotten) in enumerate(sources) if is_forgotten]
+    forgotten = [f"s{n}" for n, (_, part) in enumerate(sources) if part == "gets"]
+    spared = tuple(f"s{n}" for n, (_, part) in enumerate(sources) if part == "spared")
     rule = {"step": str(step), "factor": str(factor), "cap": str(cap), "floor": str(floor)}
     try:
-        found = decide(weights, *forgotten, **rule)
+        found = decide(weights, *forgotten, spared=spared, **rule)
     except ValueError as error:
         assert str(error).startswith(("the cap", "no other source"))
         return
@@ -94,9 +106,12 @@ def test_weights_stay_weights(
             assert weights[name] - unit <= weight <= max(cap, weights[name]) + unit
         elif weights[name] == 0:
             assert weight == 0
+        elif name in spared:
+            assert abs(weight - weights[name]) <= unit
         else:
             assert floor * weights[name] - unit <= weight <= weights[name] + unit
-    givers = [name for name in weights if name not in forgotten and found[name] > floor * weights[name] + unit]
+    others = [name for name in weights if name not in {*forgotten, *spared}]
+    givers = [name for name in others if found[name] > floor * weights[name] + unit]
     scales = [found[name] / weights[name] for name in givers]
     rounding = [unit / weights[name] for name in givers]
     assert all(abs(scales[0] - s) <= r + rounding[0] for s, r in zip(scales, rounding, strict=True)), "in proportion"
@@ -180,7 +195,7 @@ def measured(law: float) -> dict[str, float]:
 def test_a_decision_holds_until_a_stage_has_other_weights(config: DataConfig) -> None:
     stream = DataStream.build(config)
     before = order(stream)
-    decision = stream.restore_share(37, ["book"], RULE, {"value": {"loss of book": 3.5}})
+    decision = stream.restore_share(37, ["book"], RULE, inputs={"value": {"loss of book": 3.5}})
     assert decision.shares_before == {"web": 0.8, "book": 0.2} and decision.shares_after == {"web": 0.7, "book": 0.3}
     assert (decision.at_sample, decision.moves, decision.changed) == (37, "sources", True)
     assert decision.inputs["value"] == {"loss of book": 3.5} and decision.inputs["planned_weight"]["book"] == 0.2
@@ -194,6 +209,9 @@ def test_a_decision_holds_until_a_stage_has_other_weights(config: DataConfig) ->
     assert book.samples in (48, 49)  # 0.3 of 163
     again = stream.restore_share(120, ["book"], RULE)
     assert again.shares_after == {"web": 0.6, "book": 0.4} and stream.shares(119)["book"] == 0.3
+    at_the_border = stream.restore_share(200, ["web"], RULE)
+    assert at_the_border.shares_before["web"] == 0.5 and at_the_border.shares_after["web"] == 0.6
+    assert [(s.start, s.reason) for s in stream.timeline.segments[-2:]] == [(120, "restoration"), (200, "restoration")]
     assert_exact(stream.timeline)
 
 
@@ -229,6 +247,18 @@ def test_a_plan_changed_at_a_resume_keeps_it_where_the_stage_is_what_it_was(conf
     resumed = DataStream.build(other, state=state)
     assert [resumed.shares(sample)["book"] for sample in (59, 60, 100)] == [0.3, 0.1, 0.2]
     assert_exact(resumed.timeline)
+
+
+def test_topics_that_were_adjusted_where_a_stage_begins_stay_so(config: DataConfig) -> None:
+    """The stage sets shares at its start, a measurement moves them there, then share goes back."""
+    opening = replace(config.stages[2], topic_shares={"web": {"law": 0.5, "maths": 0.5}})
+    stream = DataStream.build(replace(config, stages=[*config.stages[:2], opening]))
+    stream.adjust(160, measured(5.0))
+    moved = stream.adjust(200, measured(9.0))
+    assert moved is not None and moved.shares_after["web/law"] > 0.5
+    stream.restore_share(200, ["book"], RULE)
+    assert stream.shares(200)["book"] == 0.6
+    assert stream.shares(200)["web/law"] / 0.4 == pytest.approx(moved.shares_after["web/law"], rel=1e-4)
 
 
 def test_a_new_source_leaves_moved_weights_alone(config: DataConfig) -> None:

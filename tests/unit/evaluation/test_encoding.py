@@ -102,14 +102,18 @@ def test_white_space_moves_to_the_continuation() -> None:
 
 def test_what_happens_at_boundaries_is_counted(tokenizer: CorpusTokenizer) -> None:
     encoder = encoder_of(tokenizer)
-    merging = next(
-        (left, right) for left, right in (("the mark", "et"), ("ener", "gy"), ("numbe", "r"), ("th", "e"), ("我", "们"))
-        if len(encoder.encode([left + right])[0]) <= len(encoder.encode([left])[0])
-        or encoder.encode([left + right])[0][: len(encoder.encode([left])[0])] != encoder.encode([left])[0]
-    )  # fmt: skip
-    encoder.encode_pairs([merging, ("Answer: ", "A"), ("Answer:", " A"), ("<|begin_of_text|>Answer:", " A")])
+    pairs = [("th", "e"), ("Answer: ", "A"), ("Answer:", " A"), ("<|begin_of_text|>Answer:", " A")]
+    encoder.encode_pairs(pairs)
     assert dict(encoder.counts) == {"merged": 1, "moved_white_space": 1, "written_bos": 1}
     assert [note.split()[0] for note in encoder.notes()] == ["1", "1", "1"]
+
+
+def test_an_answer_that_went_into_the_contexts_last_token_is_scored_by_itself(tokenizer: CorpusTokenizer) -> None:
+    encoder = encoder_of(tokenizer)
+    whole, context = encoder.encode(["the market", "the mark"])
+    assert len(whole) < len(context)
+    (request,) = encoder.encode_pairs([("the mark", "et")])
+    assert (request.context, [request.continuation]) == (context, encoder.encode(["et"], with_bos=False))
 
 
 def test_equal_contexts_are_one_object(tokenizer: CorpusTokenizer) -> None:
@@ -136,7 +140,7 @@ def test_the_policy_is_told(tokenizer: CorpusTokenizer) -> None:
     assert bos_policy(declining, "yes").token_id == BOS
     without = dataclasses.replace(tokenizer, bos_id=None, bos_text="")
     assert bos_policy(without, "auto").describe() == "no begin-of-text token: the tokenizer has none"
-    with pytest.raises(ValueError, match="--add-bos yes: .* has no begin-of-text token; leave the option out"):
+    with pytest.raises(ValueError, match=r"--add-bos yes: .* has no begin-of-text token; leave the option out"):
         bos_policy(without, "yes")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -150,3 +152,12 @@ def test_what_loses_its_beginning_is_told(tmp_path: Path, data_dir: Path) -> Non
     notes = made(tmp_path, data_dir, tasks=["sciq"], max_length_tokens=120).notes
     assert any("60 of 60 requests are longer than the model's context of 120 tokens" in note for note in notes), notes
     assert any("before every request" in note for note in notes), notes
+
+
+def test_the_trainer_loads_nothing_that_starts_threads() -> None:
+    modules = "live_benchmarks", "scoring", "rendered"
+    imports = "; ".join(f"import megatron_synE.evaluation.{name}" for name in modules)
+    asked = '{"lm_eval", "datasets", "pyarrow", "transformers", "tokenizers"} & set(sys.modules)'
+    code = f"import sys; import pretrain_llama3_synE; {imports}; sys.exit(str({asked} or 0))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOKENIZER.parents[2], capture_output=True, text=True)
+    assert done.stderr.endswith("0\n"), done.stderr

@@ -19,8 +19,8 @@ ARC = [RenderedItem([ScoringRequest((1,), (3,)) for _ in range(3)], [1, 2, 3], [
 
 def rendered(sciq: list[RenderedItem] = SCIQ) -> RenderedBenchmarks:
     builder = RenderedBuilder()
-    builder.add("sciq", sciq, metrics=["acc"], num_fewshot=5, inputs={"data": "d1"})
-    builder.add("arc", ARC, metrics=["acc", "acc_norm"], num_fewshot=0, inputs={})
+    builder.add("sciq", sciq, metrics=["acc"], num_fewshot=5)
+    builder.add("arc", ARC, metrics=["acc", "acc_norm"], num_fewshot=0)
     return builder.finish({"tokenizer": "t1"})
 
 

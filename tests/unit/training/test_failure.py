@@ -64,6 +64,15 @@ def test_before_the_processes_meet_the_first_tells(
     assert capsys.readouterr().err == told
 
 
+@pytest.mark.parametrize("ended, told", [(True, ""), (False, "pretrain_llama3_synE (process 1): forgotten\n")])
+def test_where_the_run_ends_itself_the_first_tells(
+    ended: bool, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    failure.report(failure.RunEnded("forgotten"), alone(), lambda seconds: ended)
+    assert capsys.readouterr().err == told
+
+
 def test_who_fails_second_leaves_after_the_one_that_tells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,12 @@ def test_many_components_are_a_table() -> None:
     assert "change" in evaluation_text(result(), None)
 
 
+def test_sources_that_moved() -> None:
+    after = {"old": 0.2, "new": 0.5, "book": 0.3}
+    moved = Decision(0, 0, {}, {"old": 0.1, "new": 0.6, "book": 0.3}, after, changed=True, moves="sources")
+    assert decision_text(moved) == "source shares  old 0.100→0.200  new 0.600→0.500"
+
+
 @pytest.mark.parametrize("count, lines", [(4, 1), (5, 7)])
 def test_moved_shares(count: int, lines: int) -> None:
     shares = {name: 0.2 for name in NAMES}
