@@ -249,6 +249,18 @@ def test_a_plan_changed_at_a_resume_keeps_it_where_the_stage_is_what_it_was(conf
     assert_exact(resumed.timeline)
 
 
+def test_topics_that_were_adjusted_where_a_stage_begins_stay_so(config: DataConfig) -> None:
+    """The stage sets shares at its start, a measurement moves them there, then share goes back."""
+    opening = replace(config.stages[2], topic_shares={"web": {"law": 0.5, "maths": 0.5}})
+    stream = DataStream.build(replace(config, stages=[*config.stages[:2], opening]))
+    stream.adjust(160, measured(5.0))
+    moved = stream.adjust(200, measured(9.0))
+    assert moved is not None and moved.shares_after["web/law"] > 0.5
+    stream.restore_share(200, ["book"], RULE)
+    assert stream.shares(200)["book"] == 0.6
+    assert stream.shares(200)["web/law"] / 0.4 == pytest.approx(moved.shares_after["web/law"], rel=1e-4)
+
+
 def test_a_new_source_leaves_moved_weights_alone(config: DataConfig) -> None:
     stream = DataStream.build(config)
     stream.restore_share(40, ["book"], RULE)
