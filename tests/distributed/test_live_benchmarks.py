@@ -98,28 +98,31 @@ def read(folder: Path) -> list[float]:
     return list(json.loads((folder / "log_likelihoods.json").read_text(encoding="utf-8")))
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def at_layout(request: pytest.FixtureRequest, trained: Path) -> Path:
-    return going_on(trained, request.param, *LAYOUTS[request.param])
+def at_layout(trained: Path, layout: str) -> Path:
+    """The run at a layout, which is started once."""
+    folder = trained.with_name(layout)
+    return folder if folder.exists() else going_on(trained, layout, *LAYOUTS[layout])
 
 
-def test_every_layout_gives_the_same(alone: Path, at_layout: Path) -> None:
-    expected, found = records(alone, "benchmark"), records(at_layout, "benchmark")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same(trained: Path, alone: Path, layout: str) -> None:
+    folder = at_layout(trained, layout)
+    expected, found = records(alone, "benchmark"), records(folder, "benchmark")
     assert [record["step"] for record in found] == [2, 4]
     assert found[0]["benchmarks"] == expected[0]["benchmarks"]
     assert set(found[0]["benchmarks"]["texts"]) == {"acc", "acc_norm", "acc_bytes", "num_items"}
-    assert np.abs(np.array(read(at_layout)) - np.array(read(alone))).max() < 1e-5
+    assert np.abs(np.array(read(folder)) - np.array(read(alone))).max() < 1e-5
 
 
-def test_training_does_not_notice_them(trained: Path, at_layout: Path) -> None:
-    """From the same checkpoint, with and without, to the last bit."""
+def test_training_does_not_notice_them(trained: Path) -> None:
+    """From the same checkpoint, with and without, to the last bit; where parameters are gathered beside the steps."""
 
     def told(folder: Path) -> list[Any]:
         names = ("loss", "grad_norm", "loss_by_component", "step")
         return [[record[name] for name in names] for record in records(folder, "step")]
 
-    num_processes, parallel = LAYOUTS[at_layout.name]
-    without = trained.with_name(f"without-{at_layout.name}")
+    with_them, without = at_layout(trained, "dp2-cp2"), trained.with_name("without")
+    num_processes, parallel = LAYOUTS["dp2-cp2"]
     shutil.copytree(trained, without)
     run_distributed(train, num_processes, job(without, parallel=parallel))
-    assert told(at_layout) == told(without) and len(told(without)) == 4
+    assert told(with_them) == told(without) and len(told(without)) == 4
