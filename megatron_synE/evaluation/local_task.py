@@ -46,7 +46,7 @@ class LocalTask(ConfigurableTask):
         """Items of the test split that are not asked, because a prompt may show them as examples."""
         if not kept:
             raise ValueError(f"{name}: every item of {', '.join(test.files)} is a few-shot example; fetch it again")
-        for group in {item.get("group") for item in kept} if shots else set():
+        for group in dict.fromkeys(item.get("group") for item in kept) if shots else ():
             found = len(self._by_group.get(group, []))
             if found < shots:
                 place = f"{'its YAML file' if samples else ', '.join(getattr(pool, 'files', ())) or 'its data'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,8 +47,12 @@ class EvaluationOptions:
     against: Path | None = None
     command: tuple[str, ...] = ()
 
-    def problems(self) -> list[str]:
-        """Contradictions, without looking at a file."""
+    def problems(self, world_size: int = 1) -> list[str]:
+        """Contradictions, without looking at a file.
+
+        Args:
+            world_size: processes that were started.
+        """
         found = []
         if (self.checkpoint is None) == (self.hf_dir is None):
             found.append("give either --checkpoint or --hf-dir")
@@ -71,7 +76,10 @@ class EvaluationOptions:
                 found.append(f"--{name.replace('_', '-')}: it is for --generate-with URL; give that, or leave it out")
         if self.against is not None and self.against.resolve() == self.output_dir.resolve():
             found.append("--against: is the --output-dir itself; give the folder of another evaluation")
-        return found + self.parallel.problems()
+        return found + [
+            re.sub(r"parallel\.(\w+)", lambda field: f"--{field[1].replace('_', '-')}", problem)
+            for problem in self.parallel.problems() or self.parallel.problems_with_world(world_size)
+        ]
 
     @property
     def generating_folder(self) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from megatron_synE.evaluation.answers import AnswerJournal, first_difference
 from megatron_synE.evaluation.batching import BatchLimits
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
 from megatron_synE.evaluation.endpoint import EndpointGenerator
-from megatron_synE.evaluation.engine import Engine
+from megatron_synE.evaluation.engine import Engine, ScoringRequest
 from megatron_synE.evaluation.generators import EngineGenerator, Generator
 from megatron_synE.evaluation.harness import first_prompts, run_harness, write_results
 from megatron_synE.evaluation.harness_model import HarnessModel
@@ -40,9 +40,13 @@ from megatron_synE.evaluation.options import ENGINE, TRANSFORMERS, EvaluationOpt
 from megatron_synE.evaluation.task_files import LoadedTasks, load_tasks
 from megatron_synE.evaluation.transformers_engine import TransformersEngine
 from megatron_synE.runtime import choose_device
+from megatron_synE.runtime.process_groups import world_size_from_environment
 from megatron_synE.runtime.run_lock import RunLock
 
 GENERATION_FILE = "generation_config.json"
+NUM_PROBED_TOKENS = 32
+PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+"""Difference of a token's log-likelihood that rounding may make."""
 Say = Callable[[str], None]
 
 
@@ -56,13 +60,16 @@ def evaluate(options: EvaluationOptions, say: Say, on_lost: Callable[[str], None
     Raises:
         ValueError: an option, a file or the data is wrong: one message.
     """
-    if problems := options.problems():
+    world_size = world_size_from_environment()
+    if problems := options.problems(world_size):
         raise ValueError("; ".join(problems))
     is_main = os.environ.get("RANK", "0") == "0"
     encoder = _encoder(options)
     check_vocabulary(encoder.tokenizer, _vocab_size(options), say if is_main else lambda text: None)
     against = read_evaluation(options.against) if is_main and options.against is not None else None
     tasks = _tasks(options) if is_main else None
+    if tasks is not None and is_finished(options.output_dir):
+        check_same(options.output_dir, _wanted(options, encoder, tasks))  # before a model is loaded
     lock = RunLock({"--output-dir": options.output_dir} if is_main else {}, is_ending=lambda: False, on_lost=on_lost)
     lock.acquire()
     try:
@@ -99,7 +106,7 @@ class _Evaluation:
         generator = _open_generator(self.options, self.engine, self.encoder)
         identity = self._identity(generator)
         if is_finished(folder):
-            self._check_same(identity)
+            check_same(folder, {"model": identity["model"], "generator": identity["generator"]})
             self.say(f"{folder}: this evaluation is finished already")
         else:
             self._evaluate(folder, generator, identity, began_at)
@@ -142,21 +149,6 @@ class _Evaluation:
         beside = None if is_same else generator.info()
         return {"model": own, "generator": beside, **self.encoder.describe()}
 
-    def _check_same(self, identity: dict[str, Any]) -> None:
-        """Raises ValueError where the finished evaluation is another one."""
-        manifest = read_evaluation(self.options.output_dir).manifest or {}
-        ours = {
-            **identity, "settings": self.options.settings(), "templates": self.tasks.templates,
-            "data": self.tasks.data_files,
-        }  # fmt: skip
-        theirs = {name: manifest.get(name) for name in ours}
-        difference = first_difference(without_places(theirs), without_places(ours))
-        if difference:
-            raise ValueError(
-                f"{self.options.output_dir}: holds a finished evaluation with another {difference}; choose another "
-                "--output-dir"
-            )
-
     def _compare(self, results: EvaluationResults, against: EvaluationResults) -> None:
         found = comparison.compare(results, against, str(self.options.against))
         with output_file(self.options.output_dir / COMPARISON_FILE) as file:
@@ -166,6 +158,29 @@ class _Evaluation:
 
     def _model_name(self) -> str:
         return str(self.options.checkpoint or self.options.hf_dir)
+
+
+def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Whether the finished evaluation in a folder is the one that is asked for.
+
+    Args:
+        wanted: fields of its manifest.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    manifest = read_evaluation(folder).manifest or {}
+    theirs = {name: manifest.get(name) for name in wanted}
+    difference = first_difference(without_places(theirs), without_places(dict(wanted)))
+    if difference:
+        raise ValueError(
+            f"{folder}: holds a finished evaluation with another {difference}; choose another --output-dir"
+        )
+
+
+def _wanted(options: EvaluationOptions, encoder: RequestEncoder, tasks: LoadedTasks) -> dict[str, Any]:
+    settings = {"settings": options.settings(), "templates": tasks.templates, "data": tasks.data_files}
+    return {**settings, **encoder.describe()}
 
 
 def without_places(content: Any) -> Any:
@@ -252,7 +267,7 @@ def _vocab_size(options: EvaluationOptions) -> int:
 
 def _open_engine(options: EvaluationOptions, tokenizer: CorpusTokenizer) -> Engine:
     if options.hf_dir is not None and read_hf_json(options.hf_dir / CONFIG_FILE).get("model_type") != "llama":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size_from_environment() > 1:
             raise ValueError(f"{options.hf_dir}: only a Llama is spread over processes; start it without torchrun")
         return _transformers(options, options.hf_dir)
     engine_options = EngineOptions(
@@ -279,8 +294,26 @@ def _open_generator(options: EvaluationOptions, engine: Engine, encoder: Request
         return EngineGenerator(engine, encoder)
     if options.generate_with == TRANSFORMERS:
         assert options.generating_folder is not None
-        return EngineGenerator(_transformers(options, options.generating_folder), encoder)
+        beside = _transformers(options, options.generating_folder)
+        check_same_model(engine, beside, options)
+        return EngineGenerator(beside, encoder)
     return EndpointGenerator(options.generate_with, options.endpoint_model, options.endpoint_key_variable)
+
+
+def check_same_model(engine: Engine, beside: Engine, options: EvaluationOptions) -> None:
+    """Whether the model that continues prompts is the one that is scored, by the likelihood of a few tokens.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    ids = tuple((1 + 7919 * place) % engine.vocab_size for place in range(NUM_PROBED_TOKENS + 1))
+    probe = ScoringRequest(ids[:1], ids[1:])
+    ((own, _),), ((other, _),) = engine.log_likelihoods([probe]), beside.log_likelihoods([probe])
+    if abs(own - other) > PROBE_TOLERANCE[options.dtype] * NUM_PROBED_TOKENS:
+        raise ValueError(
+            f"--generate-with hf: {options.generating_folder} is another model than {options.checkpoint}: it gives "
+            f"{NUM_PROBED_TOKENS} tokens the log-likelihood {other:.3f}, not {own:.3f}; export that step again"
+        )
 
 
 def end_of_text_ids(hf_dir: Path | None, tokenizer: CorpusTokenizer) -> list[int]:

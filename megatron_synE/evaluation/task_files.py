@@ -160,6 +160,9 @@ def _load_task(file: TaskFile, config: Mapping[str, Any], task: str, data_dir: P
         loaded.notices.append(
             f"{task}: {made.num_examples_among_items} items are few-shot examples as well; not scored"
         )
+    again = len(made.eval_docs) - len({item_hash(item) for item in made.eval_docs})
+    if again:  # some are published so
+        loaded.notices.append(f"{task}: {again} of {len(made.eval_docs)} items repeat another; all are scored")
     loaded.examples[task] = [item_hash(example) for example in made.examples]
     return made
 

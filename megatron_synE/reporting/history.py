@@ -17,8 +17,12 @@ STOP_WORDS = {
     "finished": "came to its end",
     "told": "stopped as told, and saved",
     "exit_after_steps": "stopped after training.exit_after_steps, and saved",
+    "forgetting": "stopped by the forgetting guard, and saved",
     "error": "ended with an error",
 }
+REACTION_WORDS = {
+    "warn": "told", "stop": "the run saves and ends", "restore_share": "share is moved back to its source",
+}  # fmt: skip
 ACTION_WORDS = {
     "record": "recorded",
     "skip": "the step's update was left out",
@@ -55,10 +59,14 @@ def _row(kind: str, record: Mapping[str, Any]) -> Json | None:
         fields = ", ".join(record.get("changes") or {})
         return _event(record, "configuration", f"configuration changed: {fields}")
     if kind == "forgetting":
-        numbers = f"{record.get('value')} against {record.get('baseline')} at step 0, bound {record.get('bound')}"
-        return _event(record, "forgetting", f"forgetting: {record.get('what')}: {numbers}; {record.get('reaction')}")
+        since = f"at step {record.get('baseline_step', 0)}"
+        numbers = f"{record.get('value')} against {record.get('baseline')} {since}, bound {record.get('bound')}"
+        reaction, why = str(record.get("reaction")), record.get("reason")
+        done = REACTION_WORDS.get(reaction, reaction) + (f": {why}" if why else "")
+        return _event(record, "forgetting", f"forgetting: {record.get('what')}: {numbers}; {done}")
     if kind == "decision":
-        return _event(record, "decision", "topic shares adjusted")
+        words = "share moved back to a source" if record.get("moves") == "sources" else "topic shares adjusted"
+        return _event(record, "decision", words)
     return None
 
 

@@ -104,6 +104,10 @@ OPTIONAL: dict[str, dict[str, Check]] = {
         "cause": _is_text, "action": _is_text, "resumed_from_step": _is_count,
         "documents": _lists_of(_has({"documents": _lists_of(_is_count)})),
     },
-    "forgetting": {"what": _is_text, "reaction": _is_text, **dict.fromkeys(("baseline", "value", "bound"), _is_float)},
+    "decision": {"moves": _is_text},
+    "forgetting": {
+        **dict.fromkeys(("what", "reaction", "reason"), _is_text), "baseline_step": _is_count,
+        **dict.fromkeys(("baseline", "value", "bound"), _is_float),
+    },
 }  # fmt: skip
 """Kind of record → fields that are of this form where they are there."""

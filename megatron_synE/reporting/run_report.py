@@ -120,8 +120,9 @@ def _read(run: RunData, read: Consumption | None, problem: str) -> Json:
 def _decisions(run: RunData, read: Consumption | None) -> Json:
     """The newest decisions with what they were made of."""
     found = [] if read is None else [dataclasses.asdict(decision) for decision in read.state.decisions]
-    saved_tokens = found[-1]["at_tokens"] if found else -1
-    found += [record for record in run.records.events["decision"].records if record["at_tokens"] > saved_tokens]
+    saved = {(decision["at_tokens"], decision["moves"]) for decision in found}
+    recorded = run.records.events["decision"]
+    found += [one for one in recorded.records if (one["at_tokens"], one.get("moves", "topics")) not in saved]
     rows = []
     for decision in found[-MAX_DECISIONS:]:
         changes = {name: decision["inputs"].get(name, {}) for name in ("change", "delta", "factor")}
@@ -131,8 +132,9 @@ def _decisions(run: RunData, read: Consumption | None) -> Json:
              **{kind: values.get(name) for kind, values in changes.items()}}
             for name, before in decision["shares_before"].items()
         ]  # fmt: skip
-        rows.append({"tokens": decision["at_tokens"], "changed": decision["changed"], "topics": topics})
-    return {"num_decisions": len(found), "rows": rows}
+        moves = decision.get("moves", "topics")
+        rows.append({"tokens": decision["at_tokens"], "changed": decision["changed"], "moves": moves, "topics": topics})
+    return {"num_decisions": max(len(found), recorded.num_recorded), "rows": rows}
 
 
 def _sources(run: RunData) -> Json:

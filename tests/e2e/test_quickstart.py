@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.commands import ROOT, run, succeeded
+from tests.helpers.report_page import read_page, records_of, wrong_figures
 
 NUM_STEPS, STOP_AFTER = 6, 3
 SHORTER = [
@@ -93,6 +95,23 @@ def test_files_have_the_permissions_that_any_program_gives(quickstart: tuple[Pat
     files = [path for path in folder.rglob("*") if path.is_file()]
     modes = {str(path): oct(path.stat().st_mode & 0o777) for path in files}
     assert len(files) > 50 and {path: mode for path, mode in modes.items() if mode != oct(0o666 & ~umask)} == {}
+
+
+def test_the_reports_figures_are_those_of_the_run(quickstart: tuple[Path, str]) -> None:
+    from megatron_synE.checkpoint import read_state
+    from megatron_synE.config.parse import parse_job
+    from megatron_synE.data import DataStream, ledger
+
+    folder, _ = quickstart
+    state, page = read_state(folder / "checkpoints"), read_page(folder / "report.html")
+    with contextlib.chdir(folder.parents[1]):
+        job = parse_job(["--config", "examples/quickstart/quickstart.yaml"])
+        stream = DataStream.build(job.data, state=state["stream"])
+    entries = ledger(stream, 0, state["consumed_samples"])
+    assert wrong_figures(page, records_of(folder / "logs" / "metrics.jsonl"), state, entries) == []
+    told = [(row["kind"], row["step"]) for row in page.report["events"] if row["kind"] != "decision"]
+    assert told == [("start", 0), ("stop", STOP_AFTER), ("resume", STOP_AFTER), ("finish", NUM_STEPS)]
+    assert page.report["read"]["documents_problem"] == "" and page.report["heldout"]["first_step"] == 0
 
 
 def test_says_where_everything_lies(quickstart: tuple[Path, str]) -> None:

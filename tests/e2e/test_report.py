@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_synE.reporting.page import render
+from megatron_synE.reporting.run_files import read_run
+from megatron_synE.reporting.run_report import run_report
 from tests.helpers.browser import Page, browser, find_chromium
 from tests.helpers.commands import ROOT, run, run_tool, succeeded, torchrun
+from tests.helpers.evaluations import write_evaluation
+from tests.helpers.recorded_runs import RecordedRun
 from tests.helpers.report_page import ReportPage, read_page, records_of, wrong_figures
 from tests.helpers.small_job import JOB_FILE, RUN, STEPS, write_job
 
@@ -94,12 +99,35 @@ def test_the_page_leads_nowhere(killed: Path, page: ReportPage) -> None:
     assert compared.tables["runs"][2][-2:] == [STEPS, STEPS] and compared.report["differences"] == []
 
 
+@pytest.fixture(scope="module")
+def crafted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run with long names that are tags, and with everything that a report can show."""
+    folder = tmp_path_factory.mktemp("crafted")
+    recorded = RecordedRun(folder)
+    evil = "<script>document.title='run'</script><img src=http://nowhere.example/x.png onerror=alert(1)>" + "long" * 30
+    for record in recorded.records:
+        for name in ("loss", "perplexity", "loss_by_component", "shares"):
+            if isinstance(record.get(name), dict):
+                record[name][evil] = record[name].pop("book", 0.1)
+        record |= {"device": evil, "commit": evil, "directory": evil} if record["kind"] == "start" else {}
+    place = {"step": 9, "consumed_tokens": 1000, "time": 1.7e9}
+    recorded.records += [
+        {"kind": "benchmark", **place, "benchmarks": {evil: {"acc": 0.5, "num_items": 3}}},
+        {"kind": "forgetting", **place, "what": evil, "baseline": 1.0, "value": 2.0, "bound": 1.5, "reaction": "warn"},
+        {"kind": "stop", **place, "reason": "error", "error": evil},
+    ]
+    recorded.write(recorded.records)
+    write_evaluation(recorded.folder / "evaluation", {evil: 0.5}, model=evil)
+    report = run_report(read_run(recorded.folder, recorded.read_state))
+    (folder / "crafted.html").write_bytes(render({**report, "title": evil}))
+    return folder / "crafted.html"
+
+
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium; Debian: apt-get install chromium")
-def test_in_a_browser(killed: Path) -> None:
+def test_in_a_browser(killed: Path, crafted: Path) -> None:
     """Wide and light, as on a phone and dark: everything is drawn, nothing is asked for, nothing sticks out."""
     with browser() as started:
-        for name in ("report", "compare"):
-            path = killed / f"{name}.html"
+        for path in (crafted, killed / "compare.html", killed / "report.html"):
             num_charts = len(read_page(path).report["charts"])
             backgrounds = []
             for width, dark in ((1280, False), (PHONE_WIDTH, True)):
@@ -110,6 +138,7 @@ def test_in_a_browser(killed: Path) -> None:
                 drawn = '[...document.querySelectorAll("[data-chart]")].filter((box) => box.querySelector("{}")).length'
                 assert shown.evaluate(drawn.format("svg.main-svg")) == num_charts >= 8
                 assert shown.evaluate(drawn.format("svg .scatterlayer path")) == num_charts
+                assert shown.evaluate("document.title") != "run" and shown.evaluate("document.images.length") == 0
                 backgrounds.append(_background(shown))
                 assert shown.evaluate('document.querySelectorAll(".legend button").length') > 8
             assert sum(backgrounds[0]) > 3 * 200 and sum(backgrounds[1]) < 3 * 60

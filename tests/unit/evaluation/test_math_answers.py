@@ -209,6 +209,12 @@ def test_what_is_no_expression(text: str) -> None:
         value(text)
 
 
+def test_depth_is_bounded_before_python_s_own_bound_is_met() -> None:
+    assert value("(" * 30 + "1" + ")" * 30) == 1
+    with pytest.raises(NotAnExpression):
+        value("(" * 60 + "1" + ")" * 60)
+
+
 def test_letters_have_values_of_their_own() -> None:
     values = [value(letter) for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
     assert len(set(values)) == 52

@@ -114,6 +114,13 @@ def test_an_example_is_not_asked(tmp_path: Path) -> None:
     assert loaded.notices == ["mmlu_anatomy: 5 items are few-shot examples as well; not scored"]
 
 
+def test_items_that_repeat_others_are_told(tmp_path: Path) -> None:
+    data_dir = write_benchmarks(tmp_path, num_items=5)
+    path = data_dir / "sciq/test.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) * 2))
+    assert load_tasks(["sciq"], data_dir).notices == ["sciq: 5 of 10 items repeat another; all are scored"]
+
+
 def test_too_few_examples_are_told(tmp_path: Path) -> None:
     data_dir = write_benchmarks(tmp_path, num_items=5)
     path = data_dir / "gsm8k/train.jsonl"
@@ -215,6 +222,16 @@ def test_the_harness_evaluates_all_tasks_without_a_network(data_dir: Path, no_ne
     assert scieval["acc_macro,none"] == pytest.approx(sum(parts) / 3)
     assert results["group_subtasks"]["scieval"] == ["scieval_physics", "scieval_chemistry", "scieval_biology"]
     json.dumps(results["samples"])
+
+
+def test_acc_norm_counts_characters_and_acc_bytes_bytes(data_dir: Path) -> None:
+    task = load_tasks(["arc_easy"], data_dir).task_dict["tasks"]["arc_easy"]
+    choices = ["a" * 20, "一二三四五", "b"]
+    answers = [(-12.0, False), (-6.0, False), (-2.0, False)]  # by character -0.6, -1.2, -2; by byte -0.6, -0.4, -2
+    right = [task.process_results({"choices": choices, "gold": gold}, answers) for gold in range(3)]
+    assert [found["acc"] for found in right] == [0, 0, 1]
+    assert [found["acc_norm"] for found in right] == [1, 0, 0]
+    assert [found["acc_bytes"] for found in right] == [0, 1, 0]
 
 
 def test_a_group_averages_over_items_and_over_subjects(data_dir: Path) -> None:

@@ -14,6 +14,7 @@ from megatron_synE.data import DataStream, ledger
 from megatron_synE.reporting.page import render
 from megatron_synE.reporting.run_files import read_run
 from megatron_synE.reporting.run_report import run_report
+from tests.helpers.evaluations import write_evaluation
 from tests.helpers.recorded_runs import PASSED_OVER, RESUMED_STEP, SAVED_STEP, STEPS, RecordedRun
 from tests.helpers.report_page import ReportPage, points, wrong_figures
 
@@ -223,31 +224,16 @@ def test_benchmarks_and_forgetting_in_training(run: RecordedRun) -> None:
         for step, acc in ((0, 0.2), (10, 0.3))
     ]  # fmt: skip
     forgot = {"kind": "forgetting", "step": 10, **place, "time": 1.7e9, "what": "loss of book", "baseline": 4.0,
-              "value": 4.2, "bound": 4.1, "reaction": "warn"}  # fmt: skip
+              "value": 4.2, "bound": 4.1, "reaction": "warn", "reason": "no source may give"}  # fmt: skip
     run.write([*run.records, *more, forgot])
     page = page_of(run)
     shown = dict(zip(page.headings["benchmarks"], page.tables["benchmarks"][1:], strict=True))
-    assert shown["sciq"] == [None, 9, 0, 0.5, 0.5]
-    assert page.tables["benchmarks"][1] == [None, 50, pytest.approx(0.1), 0.2, 0.3]
+    assert shown["sciq"] == [None, 0, 0.5, 0.5, 9]
+    assert page.tables["benchmarks"][1] == [None, pytest.approx(0.1), 0.2, 0.3, 50]
     assert points(page.chart("benchmarks"))["arc_easy acc"] == [(0, 0.2), (1280, 0.3)]
-    assert page.tables["forgetting"][1][:5] == [10, None, 4.0, 4.2, 4.1]
+    assert page.tables["forgetting"][1][:6] == [10, None, 4.0, 0, 4.2, 4.1]
+    assert "told: no source may give" in page.words
     assert [tile["value"] for tile in page.report["headline"][:2]] == [2, 0]
-
-
-def evaluation(folder: Path, scores: dict[str, float], comparison: Json | None = None) -> Path:
-    """A finished evaluation in the harness's format."""
-    folder.mkdir(parents=True)
-    content = {
-        "results": {task: {"alias": task, "acc,none": acc, "acc_stderr,none": 0.01} for task, acc in scores.items()},
-        "n-shot": dict.fromkeys(scores, 5),
-        "n-samples": {task: {"original": 50, "effective": 50} for task in scores},
-        "higher_is_better": {task: {"acc": True} for task in scores},
-        "config": {"model": "checkpoint"}, "model_name": "the model", "date": 1.7e9,
-    }  # fmt: skip
-    (folder / "results_2026-11-21T20-00-00.json").write_text(json.dumps(content))
-    if comparison is not None:
-        (folder / "comparison.json").write_text(json.dumps(comparison))
-    return folder
 
 
 def test_finished_evaluations_against_the_backbone(run: RecordedRun, tmp_path: Path) -> None:
@@ -258,17 +244,18 @@ def test_finished_evaluations_against_the_backbone(run: RecordedRun, tmp_path: P
     lost = {**row, "task": "mmlu", "ours": 0.3, "theirs": 0.4, "difference": -0.1, "low": -0.2, "high": -0.01,
             "verdict": "lost"}  # fmt: skip
     comparison = {"against": "the/backbone", "metrics": [row, lost], "not_compared": {"asdiv": "other items"}}
-    evaluation(run.folder / "evaluations" / "last", {"sciq": 0.7, "mmlu": 0.3, "asdiv": 0.1}, comparison)
+    write_evaluation(run.folder / "evaluations" / "last", {"sciq": 0.7, "mmlu": 0.3, "asdiv": 0.1}, comparison)
     page = page_of(run)
     (table,) = page.report["evaluations"]
     assert table["verdicts"] == {"gained": 1, "lost": 1, "unclear": 0} and table["against"] == "the/backbone"
     shown = dict(zip(page.headings["evaluation 0"], page.tables["evaluation 0"][1:], strict=True))
-    assert shown["sciq"][1:7] == [5, 50, 0.7, 0.01, 0.6, 0.1] and shown["asdiv"][1:5] == [5, 50, 0.1, 0.01]
+    assert shown["sciq"] == [None, None, 0.1, None, 0.6, 0.7, 0.01, 5, 50]
+    assert shown["asdiv"] == [None, None, None, None, None, 0.1, 0.01, 5, 50]
     assert "▲ gained" in page.words and "▼ lost" in page.words and "asdiv is not compared: other items" in page.words
     assert [tile["label"] for tile in page.report["headline"][:2]] == ["Tasks gained", "Tasks lost"]
 
     (run.folder / "evaluations" / "last" / "comparison.json").unlink()
-    backbone = read_evaluation(evaluation(tmp_path / "backbone", {"sciq": 0.6}))
+    backbone = read_evaluation(write_evaluation(tmp_path / "backbone", {"sciq": 0.6}))
     page = page_of(run, against=[backbone])
     (first, *_) = page.report["evaluations"][0]["rows"]
     assert (first["theirs"], first["difference"]) == (0.6, pytest.approx(0.1)) and "verdict" not in first
