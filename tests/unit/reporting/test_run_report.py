@@ -228,8 +228,8 @@ def test_benchmarks_and_forgetting_in_training(run: RecordedRun) -> None:
     run.write([*run.records, *more, forgot])
     page = page_of(run)
     shown = dict(zip(page.headings["benchmarks"], page.tables["benchmarks"][1:], strict=True))
-    assert shown["sciq"] == [None, 9, 0, 0.5, 0.5]
-    assert page.tables["benchmarks"][1] == [None, 50, pytest.approx(0.1), 0.2, 0.3]
+    assert shown["sciq"] == [None, 0, 0.5, 0.5, 9]
+    assert page.tables["benchmarks"][1] == [None, pytest.approx(0.1), 0.2, 0.3, 50]
     assert points(page.chart("benchmarks"))["arc_easy acc"] == [(0, 0.2), (1280, 0.3)]
     assert page.tables["forgetting"][1][:6] == [10, None, 4.0, 0, 4.2, 4.1]
     assert "told: no source may give" in page.words
@@ -249,7 +249,8 @@ def test_finished_evaluations_against_the_backbone(run: RecordedRun, tmp_path: P
     (table,) = page.report["evaluations"]
     assert table["verdicts"] == {"gained": 1, "lost": 1, "unclear": 0} and table["against"] == "the/backbone"
     shown = dict(zip(page.headings["evaluation 0"], page.tables["evaluation 0"][1:], strict=True))
-    assert shown["sciq"][1:7] == [5, 50, 0.7, 0.01, 0.6, 0.1] and shown["asdiv"][1:5] == [5, 50, 0.1, 0.01]
+    assert shown["sciq"] == [None, None, 0.1, None, 0.6, 0.7, 0.01, 5, 50]
+    assert shown["asdiv"] == [None, None, None, None, None, 0.1, 0.01, 5, 50]
     assert "▲ gained" in page.words and "▼ lost" in page.words and "asdiv is not compared: other items" in page.words
     assert [tile["label"] for tile in page.report["headline"][:2]] == ["Tasks gained", "Tasks lost"]
 

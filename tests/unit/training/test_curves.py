@@ -78,6 +78,15 @@ def test_a_resumed_run_goes_on_with_its_run_of_wandb(tmp_path: Path, runs: list[
     assert said == [f"Weights & Biases: {tmp_path / 'wandb'}"] * 2
 
 
+def test_starts_and_stops_are_no_curves(tmp_path: Path, runs: list[FakeRun]) -> None:
+    writer = MetricsWriter(tmp_path, resumed_step=0, curves=[wandb_curves(tmp_path, [])])
+    writer.write("start", 0, {"num_processes": 2, "config": {"data": {"seed": 1}}})
+    writer.write("stop", 3, {"reason": "told"})
+    writer.close()
+    (run,) = runs
+    assert run.logged == [] and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_run_that_goes_back_stays_one_run(tmp_path: Path, runs: list[FakeRun]) -> None:
     writer = MetricsWriter(tmp_path, resumed_step=0, curves=[wandb_curves(tmp_path, [])])
     writer.write("step", 1, {"loss": 2.0})
