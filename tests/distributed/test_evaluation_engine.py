@@ -86,14 +86,24 @@ def lead_or_serve(cases: list[tuple[str, dict[str, Any]]]) -> list[Any]:
         results.append(engine.lead(ask))
         with pytest.raises(RuntimeError, match="the engine is closed"):
             engine._together().__enter__()
+    if engine.is_main:
+        results.append(end_of_text(open_engine(folder, layout, end_of_text_ids=(results[-1]["tokens"][0][3],))))
+        with pytest.raises(KeyError, match="of the harness"):
+            open_engine(folder, layout).lead(fail)
+    else:
+        open_engine(folder, layout).serve()
+        open_engine(folder, layout).serve()  # in peace, whatever the harness does
     return results
 
 
-def end_of_text(folder: str, tokens: list[int]) -> list[list[int]]:
+def end_of_text(engine: Any) -> list[list[int]]:
     from megatron_synE.evaluation.engine import GenerationRequest
 
-    engine = open_engine(folder, {}, end_of_text_ids=(tokens[3],))
     return engine.lead(lambda engine: engine.generate([GenerationRequest((9,), 12, lambda new: False)]))
+
+
+def fail(engine: Any) -> None:
+    raise KeyError("of the harness")
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +116,12 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_checkpoint_and_hf_folder_at_any_layout(hf: str, tmp_path: Path) -> None:
     checkpoint = str(tmp_path / "run")
     run_distributed(make_checkpoint, 2, hf, checkpoint)
-    alone = run_distributed(lead_or_serve, 1, [(hf, {})])[0][0]
-    cases: list[tuple[str, dict[str, Any]]] = [(hf, TP2), (checkpoint, PP2), (checkpoint, TP2), (checkpoint, {})]
-    leader, server = run_distributed(lead_or_serve, 2, cases)
-    assert server == [None] * len(cases)
+    alone, stopped = run_distributed(lead_or_serve, 1, [(hf, {})])[0]
+    expected = alone["tokens"][0]
+    assert stopped == [expected[: expected.index(expected[3])]], "an end-of-text token is left out"
+    cases: list[tuple[str, dict[str, Any]]] = [(hf, TP2), (checkpoint, PP2), (checkpoint, {})]
+    (*leader, also_stopped), server = run_distributed(lead_or_serve, 2, cases)
+    assert server == [None] * len(cases) and also_stopped == stopped
     for (folder, layout), found in zip(cases, leader, strict=True):
         assert max(abs(a - b) for a, b in zip(found["values"], alone["values"], strict=True)) <= 1e-4, layout
         assert found["tokens"] == alone["tokens"], layout
@@ -117,9 +129,6 @@ def test_checkpoint_and_hf_folder_at_any_layout(hf: str, tmp_path: Path) -> None
     assert leader[1]["info"]["step"] == 7
     assert leader[1]["info"]["layout"]["pipeline_model_parallel_size"] == 2
     assert leader[1]["info"]["fingerprint"] == leader[2]["info"]["fingerprint"] != alone["info"]["fingerprint"]
-    expected = alone["tokens"][0]
-    (stopped,) = run_distributed(end_of_text, 1, hf, expected)[0]
-    assert stopped == expected[: expected.index(expected[3])], "an end-of-text token is left out"
 
 
 def break_on(rank: int, action: str) -> Callable[..., Any]:
@@ -155,23 +164,6 @@ def fail_in_one(hf: str, rank: int) -> str:
 def test_an_error_of_one_process_ends_all(hf: str, rank: int) -> None:
     names = run_distributed(fail_in_one, 2, hf, rank, timeout_s=120)
     assert names[rank] == "MemoryError" and names[1 - rank] == "RuntimeError"
-
-
-def fail_beside(hf: str) -> str:
-    engine = open_engine(hf, TP2)
-
-    def work(engine: Any) -> None:
-        raise KeyError("of the harness")
-
-    try:
-        engine.lead(work)
-    except KeyError:
-        return "error"
-    return "served"
-
-
-def test_an_error_of_the_harness_lets_the_others_end_in_peace(hf: str) -> None:
-    assert run_distributed(fail_beside, 2, hf, timeout_s=120) == ["error", "served"]
 
 
 def test_what_cannot_be_opened(hf: str, tmp_path: Path) -> None:
