@@ -109,7 +109,7 @@ def status(run: RunData) -> Json:
     records = run.records
     stops, starts = records.events["stop"].records, records.events["start"].records
     last_step = run.start.get("last_step")
-    ended = stops and (not starts or stops[-1]["time"] >= starts[-1]["time"])
+    ended = stops and (not starts or (stops[-1].get("time") or 0) >= (starts[-1].get("time") or 0))
     of = f" of {last_step:,}" if isinstance(last_step, int) else ""
     if ended and stops[-1].get("reason") == "finished":
         return {"word": "finished", "text": f"Finished: {records.last_step:,}{of} steps."}

@@ -64,3 +64,10 @@ def test_benchmarks_are_installed_with_the_table_of_their_files(site: Path) -> N
     shown = run_installed(site, "-c", code)
     assert shown.stdout == "16\n", shown.stderr
     assert (site / "megatron_synE/evaluation/tasks/README.md").is_file()
+
+
+def test_a_report_finds_its_templates(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    done = run_installed(site, "bin/syne-report", "--run", str(tmp_path), "--output", str(tmp_path / "report.html"))
+    assert done.returncode == 0, done.stderr
+    assert "plotly.js" in (tmp_path / "report.html").read_text(encoding="utf-8")

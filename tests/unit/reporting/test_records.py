@@ -21,6 +21,17 @@ NUM_STEPS, SPIKE_STEP, INTERVAL = 9_000, 2_345, 15
 MAX_PAGE_BYTES, MAX_KEPT_BYTES = 9 << 20, 1 << 20
 
 
+PLACE = {"step": 15, "time": 1.8e9, "consumed_tokens": 1920}
+MORE_KINDS = b"".join(
+    json.dumps({**PLACE, **record}).encode() + b"\n"
+    for record in (
+        {"kind": "benchmark", "benchmarks": {"sciq": {"acc": 0.5, "num_items": 3}}},
+        {"kind": "forgetting", "what": "loss of book", "baseline": 1.0, "value": 2.0, "bound": 1.5, "reaction": "warn"},
+        {"kind": "stop", "reason": "told"},
+    )
+)
+
+
 def long_run(folder: Path, num_steps: int) -> Path:
     """Records of a run with 8 components, a decision every INTERVAL steps, and one spike."""
     names = [f"web/topic_{number}" for number in range(8)]
@@ -69,7 +80,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
 @pytest.mark.parametrize("seed", range(40))
 def test_flipped_bits_leave_a_page(recorded: RecordedRun, tmp_path: Path, seed: int) -> None:
     """Or one error; never a traceback of another kind."""
-    chosen, content = random.Random(seed), bytearray(recorded.metrics_file.read_bytes())
+    chosen, content = random.Random(seed), bytearray(recorded.metrics_file.read_bytes() + MORE_KINDS)
     for _ in range(40):
         content[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
     (tmp_path / "metrics.jsonl").write_bytes(content)
