@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 from megatron_synE.command_line import ToolParser, quiet_megatron, run_tool
 
-SECONDS_FOR_THE_FIRST_PROCESS = 5.0
+SECONDS_FOR_THE_FIRST_PROCESS = 30.0  # which reads the data before it comes to the model
 OFFLINE = {
     "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -104,10 +104,10 @@ class _Tip:
 
     segment: Segment
     """The last of the prompt."""
-    key_slots: IntArray
-    """Room for the slots of all its tokens; those up to now are filled in."""
-    own_slots: list[int] = field(default_factory=list)
-    """Of new tokens."""
+    slots: IntArray
+    """Room for those of all new tokens."""
+    num_slots: int = 0
+    """How many of them are taken."""
 
 
 class CachedSequences:
@@ -144,8 +144,7 @@ class CachedSequences:
             num_tokens += len(segment.tokens)
             for target in segment.targets:
                 one = self._by_number[target.request]
-                key_slots = np.concatenate((runs[-1].key_slots, np.zeros(one.max_new_tokens, dtype=np.int64)))
-                self._tips[one] = _Tip(segment, key_slots)
+                self._tips[one] = _Tip(segment, np.zeros(one.max_new_tokens, dtype=np.int64))
         if not runs:
             return []
         if self._pool.num_slots > self._cache.num_slots:
@@ -161,7 +160,7 @@ class CachedSequences:
         """Give its slots back."""
         tip = self._tips.pop(one, None)
         if tip is not None:
-            self._pool.give_back(np.array(tip.own_slots, dtype=np.int64))
+            self._pool.give_back(tip.slots[: tip.num_slots])
             tip.segment.num_children -= 1
             self._pool.release(tip.segment)
 
@@ -169,9 +168,11 @@ class CachedSequences:
         """Its newest token, which is read to find the next."""
         position = len(one.prompt) + len(one.new_tokens) - 1
         slots = self._pool.take(1)
-        tip.own_slots += slots.tolist()
-        tip.key_slots[position] = slots[0]
-        return Run((one.new_tokens[-1],), position, slots, tip.key_slots[: position + 1], [one.asks(position)])
+        tip.slots[tip.num_slots] = slots[0]
+        tip.num_slots += 1
+        ancestors = [*tip.segment.ancestors(), tip.segment]
+        own_slots = tip.slots[: tip.num_slots]
+        return Run((one.new_tokens[-1],), position, slots, ancestors, own_slots, [one.asks(position)])
 
     def _has_room(self, segment: Segment, num_tokens: int) -> bool:
         if num_tokens and num_tokens + len(segment.tokens) > self._limits.tokens:

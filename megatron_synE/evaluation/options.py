@@ -47,8 +47,12 @@ class EvaluationOptions:
     against: Path | None = None
     command: tuple[str, ...] = ()
 
-    def problems(self) -> list[str]:
-        """Contradictions, without looking at a file."""
+    def problems(self, world_size: int = 1) -> list[str]:
+        """Contradictions, without looking at a file.
+
+        Args:
+            world_size: processes that were started.
+        """
         found = []
         if (self.checkpoint is None) == (self.hf_dir is None):
             found.append("give either --checkpoint or --hf-dir")
@@ -74,7 +78,7 @@ class EvaluationOptions:
             found.append("--against: is the --output-dir itself; give the folder of another evaluation")
         return found + [
             re.sub(r"parallel\.(\w+)", lambda field: f"--{field[1].replace('_', '-')}", problem)
-            for problem in self.parallel.problems()
+            for problem in self.parallel.problems() or self.parallel.problems_with_world(world_size)
         ]
 
     @property

@@ -35,10 +35,17 @@ class Run:
     """Position of the first token."""
     slots: IntArray
     """Where their keys are kept."""
-    key_slots: IntArray
-    """Of all keys from the beginning of the sequence; theirs are the last."""
+    ancestors: list[Segment]
+    """What other runs may see, too, from the beginning of the sequence on."""
+    own_slots: IntArray
+    """Of the keys behind those; theirs are the last."""
     targets: list[Target]
     """Asked of these tokens."""
+
+    @property
+    def key_slots(self) -> IntArray:
+        """Of all keys that the last token sees."""
+        return np.concatenate([*(segment.slots for segment in self.ancestors), self.own_slots])
 
 
 @dataclass(eq=False)
@@ -61,14 +68,18 @@ class Segment:
         """Keys that its last token sees."""
         return self.start + len(self.tokens)
 
+    def ancestors(self) -> list[Segment]:
+        """From the beginning of the sequence on."""
+        chain: list[Segment] = []
+        at = self.parent
+        while at is not None:
+            chain.append(at)
+            at = at.parent
+        return chain[::-1]
+
     def run(self) -> Run:
         """It, once it has slots, as its parents have."""
-        chain: list[IntArray] = []
-        at: Segment | None = self
-        while at is not None:
-            chain.append(at.slots)
-            at = at.parent
-        return Run(self.tokens, self.start, self.slots, np.concatenate(chain[::-1]), self.targets)
+        return Run(self.tokens, self.start, self.slots, self.ancestors(), self.slots, self.targets)
 
 
 class SlotPool:
@@ -200,3 +211,29 @@ def segment_batches(segments: Iterable[Segment], limits: BatchLimits) -> tuple[l
 def _release_leaves(pool: SlotPool, batch: Sequence[Segment]) -> None:
     for segment in [segment for segment in batch if segment.num_children == 0]:
         pool.release(segment)
+
+
+def stems_of(runs: Sequence[Run]) -> tuple[list[tuple[int, int, IntArray]], list[IntArray]]:
+    """What neighbouring runs see in common, for all of them; and what each run sees beside that.
+
+    Returns:
+        Stems: numbers [first, last) of the runs, and the slots that they all see, the earlier in the sequence first.
+        Slots of each run.
+    """
+    stems: dict[tuple[int, int], list[IntArray]] = {}
+    own: list[list[IntArray]] = [[run.own_slots] for run in runs]
+    depths = [len(run.ancestors) for run in runs]
+    for depth in range(max(depths, default=0)):
+        first = 0
+        for number in range(1, len(runs) + 1):
+            same = number < len(runs) and depth < min(depths[first], depths[number])
+            if same and runs[number].ancestors[depth] is runs[first].ancestors[depth]:
+                continue
+            if depth < depths[first]:
+                slots = runs[first].ancestors[depth].slots
+                if number - first > 1:
+                    stems.setdefault((first, number), []).append(slots)
+                else:
+                    own[first].insert(-1, slots)
+            first = number
+    return [(*range_, np.concatenate(parts)) for range_, parts in stems.items()], [np.concatenate(p) for p in own]

@@ -139,7 +139,7 @@ def _rendered(
     asked: Mapping[str, Any], loaded: Mapping[str, LoadedTasks], encoder: RequestEncoder, identity: dict[str, Any]
 ) -> RenderedBenchmarks:
     builder = RenderedBuilder()
-    notes = [notice for tasks in loaded.values() for notice in tasks.notices]
+    notes = [encoder.bos.describe(), *(notice for tasks in loaded.values() for notice in tasks.notices)]
     with ProgressBar("rendering benchmarks", len(loaded), "benchmarks") as bar:
         for name, tasks in loaded.items():
             own = tasks.task_dict["tasks"].values()
@@ -147,14 +147,14 @@ def _rendered(
                 items = [item for task in own for item in _items(task, asked["limit"], encoder)]
             except ValueError as error:
                 raise Problems(f"{FIELD}: {name}: {error}") from error
-            notes += _checked(name, items, asked)
+            notes += [_size(name, items), *_checked(name, items, asked)]
             metrics = next(list(task.aggregation()) for task in own)
             assert set(metrics) <= set(METRICS), (name, metrics)
             builder.add(
                 name, items, metrics=metrics, num_fewshot=max(task.config.num_fewshot for task in own)
             )
             bar.advance(1)
-    return builder.finish(identity, [*notes, encoder.bos.describe(), *encoder.notes()])
+    return builder.finish(identity, [*notes, *encoder.notes()])
 
 
 def _items(task: LocalTask, limit: int | None, encoder: RequestEncoder) -> list[RenderedItem]:
@@ -184,6 +184,12 @@ def _place(gold: int | str, choices: Sequence[str]) -> int:
     if isinstance(gold, str):
         return choices.index(gold) if gold in choices else -1
     return gold
+
+
+def _size(name: str, items: Sequence[RenderedItem]) -> str:
+    lengths = [len(request.context) + len(request.continuation) for item in items for request in item.requests]
+    mean = sum(lengths) / len(lengths)
+    return f"{name}: {len(items):,} items, {len(lengths):,} requests of {mean:,.0f} tokens on average"
 
 
 def _checked(name: str, items: Sequence[RenderedItem], asked: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from megatron_synE.evaluation.answers import AnswerJournal, first_difference
 from megatron_synE.evaluation.batching import BatchLimits
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
 from megatron_synE.evaluation.endpoint import EndpointGenerator
-from megatron_synE.evaluation.engine import Engine
+from megatron_synE.evaluation.engine import Engine, ScoringRequest
 from megatron_synE.evaluation.generators import EngineGenerator, Generator
 from megatron_synE.evaluation.harness import first_prompts, run_harness, write_results
 from megatron_synE.evaluation.harness_model import HarnessModel
@@ -40,9 +40,13 @@ from megatron_synE.evaluation.options import ENGINE, TRANSFORMERS, EvaluationOpt
 from megatron_synE.evaluation.task_files import LoadedTasks, load_tasks
 from megatron_synE.evaluation.transformers_engine import TransformersEngine
 from megatron_synE.runtime import choose_device
+from megatron_synE.runtime.process_groups import world_size_from_environment
 from megatron_synE.runtime.run_lock import RunLock
 
 GENERATION_FILE = "generation_config.json"
+NUM_PROBED_TOKENS = 32
+PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+"""Difference of a token's log-likelihood that rounding may make."""
 Say = Callable[[str], None]
 
 
@@ -56,7 +60,8 @@ def evaluate(options: EvaluationOptions, say: Say, on_lost: Callable[[str], None
     Raises:
         ValueError: an option, a file or the data is wrong: one message.
     """
-    if problems := options.problems():
+    world_size = world_size_from_environment()
+    if problems := options.problems(world_size):
         raise ValueError("; ".join(problems))
     is_main = os.environ.get("RANK", "0") == "0"
     encoder = _encoder(options)
@@ -262,7 +267,7 @@ def _vocab_size(options: EvaluationOptions) -> int:
 
 def _open_engine(options: EvaluationOptions, tokenizer: CorpusTokenizer) -> Engine:
     if options.hf_dir is not None and read_hf_json(options.hf_dir / CONFIG_FILE).get("model_type") != "llama":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size_from_environment() > 1:
             raise ValueError(f"{options.hf_dir}: only a Llama is spread over processes; start it without torchrun")
         return _transformers(options, options.hf_dir)
     engine_options = EngineOptions(
@@ -289,8 +294,26 @@ def _open_generator(options: EvaluationOptions, engine: Engine, encoder: Request
         return EngineGenerator(engine, encoder)
     if options.generate_with == TRANSFORMERS:
         assert options.generating_folder is not None
-        return EngineGenerator(_transformers(options, options.generating_folder), encoder)
+        beside = _transformers(options, options.generating_folder)
+        check_same_model(engine, beside, options)
+        return EngineGenerator(beside, encoder)
     return EndpointGenerator(options.generate_with, options.endpoint_model, options.endpoint_key_variable)
+
+
+def check_same_model(engine: Engine, beside: Engine, options: EvaluationOptions) -> None:
+    """Whether the model that continues prompts is the one that is scored, by the likelihood of a few tokens.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    ids = tuple((1 + 7919 * place) % engine.vocab_size for place in range(NUM_PROBED_TOKENS + 1))
+    probe = ScoringRequest(ids[:1], ids[1:])
+    ((own, _),), ((other, _),) = engine.log_likelihoods([probe]), beside.log_likelihoods([probe])
+    if abs(own - other) > PROBE_TOLERANCE[options.dtype] * NUM_PROBED_TOKENS:
+        raise ValueError(
+            f"--generate-with hf: {options.generating_folder} is another model than {options.checkpoint}: it gives "
+            f"{NUM_PROBED_TOKENS} tokens the log-likelihood {other:.3f}, not {own:.3f}; export that step again"
+        )
 
 
 def end_of_text_ids(hf_dir: Path | None, tokenizer: CorpusTokenizer) -> list[int]:

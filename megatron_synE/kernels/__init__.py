@@ -7,6 +7,7 @@ from megatron_synE.kernels.attention import (
     rotary_self_attention,
     torch_causal_attention,
 )
+from megatron_synE.kernels.branched_attention import merge_, partial_attention
 from megatron_synE.kernels.fused_adamw import FusedAdamW, ParameterwiseOptimizer
 from megatron_synE.kernels.host_memory import (
     clear_,
@@ -22,6 +23,7 @@ from megatron_synE.kernels.rope import rope_, rope_unpack
 from megatron_synE.kernels.selection import Choice, choice, override
 from megatron_synE.kernels.spans import Span, VariableLengthSpans
 from megatron_synE.kernels.swiglu import drop_until_backward, swiglu
+from megatron_synE.kernels.variable_length_attention import takes_variable_lengths
 from megatron_synE.kernels.weight_gradient import (
     add_to_main_grad,
     placeholder_gradient,
@@ -46,8 +48,10 @@ __all__ = [
     "drop_until_backward",
     "l2_norm",
     "linear_cross_entropy",
+    "merge_",
     "override",
     "packed_self_attention",
+    "partial_attention",
     "placeholder_gradient",
     "product",
     "return_large_buffers",
@@ -60,6 +64,7 @@ __all__ = [
     "scale_written_",
     "sum_of_squares",
     "swiglu",
+    "takes_variable_lengths",
     "torch_causal_attention",
     "wgrad_gemm_accum_fp32",
 ]

@@ -65,7 +65,7 @@ class DotProductAttention(MegatronModule):
         query_TGRD = query_T1ND.squeeze(1).unflatten(1, (key_T1GD.shape[2], -1))
         key_TGD, value_TGD = key_T1GD.squeeze(1), value_T1GD.squeeze(1)
         scale = 1 / math.sqrt(key_TGD.shape[-1])
-        context = tokens.attend(self.layer_number, query_TGRD, key_TGD, value_TGD, scale, torch_causal_attention)
+        context = tokens.attend(self.layer_number, query_TGRD, key_TGD, value_TGD, scale, plain=True)
         return context.flatten(1).unsqueeze(1)
 
     @staticmethod

@@ -91,7 +91,7 @@ class FusedSelfAttention(SelfAttention):
         scale = 1 / math.sqrt(dim)
         if cached is not None:
             parts = rope_unpack(projected, *rotary, (seq_length * batch, groups, repeats + 2, dim))
-            context_SBGRD = cached.attend(self.layer_number, *parts, scale, causal_attention)
+            context_SBGRD = cached.attend(self.layer_number, *parts, scale)
         elif cp_group.size() == 1:
             shape_SBGJD = (seq_length, batch, groups, repeats + 2, dim)
             context_SBGRD = rotary_self_attention(projected, *rotary, shape_SBGJD, scale, layout.spans)

@@ -10,15 +10,20 @@ each, D head channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_synE.kernels import VariableLengthSpans
-
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, VariableLengthSpans], torch.Tensor]
+from megatron_synE.kernels import (
+    VariableLengthSpans,
+    merge_,
+    partial_attention,
+    takes_variable_lengths,
+    torch_causal_attention,
+)
 
 
 class KeyValueCache:
@@ -51,6 +56,15 @@ class KeyValueCache:
         return key_PGD.index_select(0, slots_T), value_PGD.index_select(0, slots_T)
 
 
+class Keys(NamedTuple):
+    """Tokens [begin, end) of a pass see the keys and values in these slots."""
+
+    begin: int
+    end: int
+    slots_T: torch.Tensor
+    """int64."""
+
+
 @dataclass(kw_only=True)
 class CachedTokens(PackedSeqParams):
     """What attention and RoPE need to know about the tokens of a pass.
@@ -64,37 +78,69 @@ class CachedTokens(PackedSeqParams):
     """int64: place of each token in its sequence."""
     slots_N: torch.Tensor
     """int64: where its key and value are kept; what no token sees later may share a slot."""
-    key_slots_T: torch.Tensor
-    """int64: the keys that each run of tokens sees, run after run, its own at the end."""
-    spans: VariableLengthSpans
-    """The runs."""
+    stems: list[Keys]
+    """What several runs see whole, the earlier in a sequence first; a run is inside a stem's tokens, or outside."""
+    runs: list[Keys]
+    """The runs of tokens, without gaps, and what each sees beside its stems: its own keys, causally, at the end."""
 
     def attend(
         self, layer_number: int, query_NGRD: torch.Tensor, key_NGD: torch.Tensor, value_NGD: torch.Tensor,
-        scale: float, attention: Attention,
+        scale: float, *, plain: bool = False,
     ) -> torch.Tensor:  # fmt: skip
-        """`[N, G, R, D]`: what each token sees in all keys of its sequence up to its own."""
+        """`[N, G, R, D]`: what each token sees in all keys of its sequence up to its own.
+
+        Args:
+            plain: by torch's own kernels only.
+        """
         self.cache.keep(layer_number, key_NGD, value_NGD, self.slots_N)
-        key_TGD, value_TGD = self.cache.of(layer_number, self.key_slots_T)
-        # In one row, so the batch is 1.
-        context_N1GRD = attention(
-            query_NGRD.unsqueeze(1), key_TGD.unsqueeze(1), value_TGD.unsqueeze(1), scale, self.spans
+        if takes_variable_lengths(query_NGRD.unsqueeze(1), key_NGD.unsqueeze(1), value_NGD.unsqueeze(1)):
+            return self._in_one_call(layer_number, query_NGRD, scale)
+        context_NGRD = torch.empty_like(query_NGRD, dtype=torch.float32)
+        logsumexp_NGR = context_NGRD.new_empty(context_NGRD.shape[:3])
+        for begin, end, slots_T in self.runs:
+            seen = self.cache.of(layer_number, slots_T)
+            part = partial_attention(query_NGRD[begin:end], *seen, scale, is_causal=True, plain=plain)
+            context_NGRD[begin:end], logsumexp_NGR[begin:end] = part
+        for begin, end, slots_T in self.stems:
+            seen = self.cache.of(layer_number, slots_T)
+            part = partial_attention(query_NGRD[begin:end], *seen, scale, is_causal=False, plain=plain)
+            merge_(context_NGRD[begin:end], logsumexp_NGR[begin:end], *part)
+        return context_NGRD.to(query_NGRD.dtype)
+
+    def _in_one_call(self, layer_number: int, query_NGRD: torch.Tensor, scale: float) -> torch.Tensor:
+        """With the keys of stems copied for each run, so that a GPU is told once what to do."""
+        slots_T, spans = self._laid_out
+        key_TGD, value_TGD = self.cache.of(layer_number, slots_T)
+        # All are in one row, so the batch is 1.
+        context_N1GRD = torch_causal_attention(
+            query_NGRD.unsqueeze(1), key_TGD.unsqueeze(1), value_TGD.unsqueeze(1), scale, spans
         )
         return context_N1GRD.squeeze(1)
 
+    @cached_property
+    def _laid_out(self) -> tuple[torch.Tensor, VariableLengthSpans]:
+        """The slots of all that each run sees, run after run, and where each begins."""
+        seen = [
+            [*(stem.slots_T for stem in self.stems if stem.begin <= run.begin and run.end <= stem.end), run.slots_T]
+            for run in self.runs
+        ]
+        num_queries = [run.end - run.begin for run in self.runs]
+        num_keys = [sum(map(len, parts)) for parts in seen]
+        slots_T = torch.cat([part for parts in seen for part in parts])
+        cu_seqlens_q, cu_seqlens_k = (
+            torch.tensor([0, *counts]).cumsum(0).to(torch.int32).to(slots_T.device)
+            for counts in (num_queries, num_keys)
+        )
+        spans = VariableLengthSpans(cu_seqlens_q, cu_seqlens_k, max(num_queries), max(num_keys), (len(slots_T),))
+        return slots_T, spans
+
 
 def cached_tokens(
-    cache: KeyValueCache, positions_N: torch.Tensor, slots_N: torch.Tensor, key_slots_T: torch.Tensor,
-    num_queries: list[int], num_keys: list[int], max_length_tokens: int,
+    cache: KeyValueCache, positions_N: torch.Tensor, slots_N: torch.Tensor, stems: list[Keys], runs: list[Keys],
+    max_length_tokens: int,
 ) -> CachedTokens:  # fmt: skip
-    """CachedTokens of runs that have so many tokens and see so many keys; no sequence is longer than
-    `max_length_tokens`."""
-    device = positions_N.device
-    cu_seqlens_q, cu_seqlens_k = (
-        torch.tensor([0, *counts]).cumsum(0).to(torch.int32).to(device) for counts in (num_queries, num_keys)
-    )
-    spans = VariableLengthSpans(cu_seqlens_q, cu_seqlens_k, max(num_queries), max(num_keys), (len(key_slots_T),))
+    """CachedTokens of sequences that are no longer than `max_length_tokens`."""
     return CachedTokens(
         qkv_format="sbhd", max_seqlen_q=max_length_tokens, max_seqlen_kv=max_length_tokens, cache=cache,
-        positions_N=positions_N, slots_N=slots_N, key_slots_T=key_slots_T, spans=spans,
+        positions_N=positions_N, slots_N=slots_N, stems=stems, runs=runs,
     )  # fmt: skip

@@ -51,7 +51,8 @@ def make_prompts(vocab_size: int) -> list[Prompt]:
     shots = tuple(draw.randrange(vocab_size) for _ in range(25))
     lengths = (1, 8, 30, 8, 17, MAX_LENGTH_TOKENS + 9)
     questions = [tuple(draw.randrange(vocab_size) for _ in range(length)) for length in lengths]
-    return [(shots + question, NEW_TOKENS) for question in questions[:4]] + [(q, NEW_TOKENS) for q in questions]
+    prompts = [shots + question for question in questions[:4]] + questions
+    return [(prompt, NEW_TOKENS) for prompt in (*prompts, prompts[0])]
 
 
 def harness_answers(model: Any, requests: Sequence[Pair]) -> list[tuple[float, bool]]:

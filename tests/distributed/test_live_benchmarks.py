@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ BENCHMARKS = {
     "tokens_per_batch": 150,
 }  # fmt: skip
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "dp2": (2, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
-    "tp2-sp": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
-    "cp2": (2, {"context_parallel_size": 2}),
-    "pp2-vpp2": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
-    "tp2-pp2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
-}
+    "dp2-cp2": (4, {"context_parallel_size": 2, "overlap_grad_reduce": True, "overlap_param_gather": True}),
+    "tp2-sp-pp2-vpp2": (4, {
+        "tensor_model_parallel_size": 2, "sequence_parallel": True, "pipeline_model_parallel_size": 2,
+        "virtual_pipeline_model_parallel_size": 2,
+    }),
+}  # fmt: skip
 
 
 def made_up() -> Any:
@@ -99,26 +98,28 @@ def read(folder: Path) -> list[float]:
     return list(json.loads((folder / "log_likelihoods.json").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same(trained: Path, alone: Path, layout: str) -> None:
-    folder = going_on(trained, layout, *LAYOUTS[layout])
-    expected, found = records(alone, "benchmark"), records(folder, "benchmark")
+@pytest.fixture(scope="module", params=LAYOUTS)
+def at_layout(request: pytest.FixtureRequest, trained: Path) -> Path:
+    return going_on(trained, request.param, *LAYOUTS[request.param])
+
+
+def test_every_layout_gives_the_same(alone: Path, at_layout: Path) -> None:
+    expected, found = records(alone, "benchmark"), records(at_layout, "benchmark")
     assert [record["step"] for record in found] == [2, 4]
     assert found[0]["benchmarks"] == expected[0]["benchmarks"]
     assert set(found[0]["benchmarks"]["texts"]) == {"acc", "acc_norm", "acc_bytes", "num_items"}
-    assert np.abs(np.array(read(folder)) - np.array(read(alone))).max() < 1e-5
+    assert np.abs(np.array(read(at_layout)) - np.array(read(alone))).max() < 1e-5
 
 
-def test_training_does_not_notice_them(trained: Path, alone: Path) -> None:
-    """From the same checkpoint, with and without; a run that gathers parameters while it computes, as well."""
-    names = ("loss", "grad_norm", "loss_by_component", "step")
-    told: Callable[[Path], list[Any]] = lambda f: [{n: r[n] for n in names} for r in records(f, "step")]  # noqa: E731
-    for layout in ("dp2", "pp2-vpp2"):
-        without = trained.with_name(f"without-{layout}")
-        shutil.copytree(trained, without)
-        size, parallel = LAYOUTS[layout]
-        run_distributed(train, size, job(without, parallel=parallel))
-        with_them = trained.with_name(layout)
-        if not with_them.exists():
-            going_on(trained, layout, size, parallel)
-        assert told(with_them) == told(without), layout
+def test_training_does_not_notice_them(trained: Path, at_layout: Path) -> None:
+    """From the same checkpoint, with and without, to the last bit."""
+
+    def told(folder: Path) -> list[Any]:
+        names = ("loss", "grad_norm", "loss_by_component", "step")
+        return [[record[name] for name in names] for record in records(folder, "step")]
+
+    num_processes, parallel = LAYOUTS[at_layout.name]
+    without = trained.with_name(f"without-{at_layout.name}")
+    shutil.copytree(trained, without)
+    run_distributed(train, num_processes, job(without, parallel=parallel))
+    assert told(at_layout) == told(without) and len(told(without)) == 4

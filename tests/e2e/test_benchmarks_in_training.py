@@ -95,30 +95,23 @@ def test_a_run_that_stops_and_goes_on_measures_as_one_that_does_not(folder: Path
     rows = json.loads((other / "sciq" / "test.json").read_text(encoding="utf-8"))
     rows[0]["question"] = "Another one?"
     (other / "sciq" / "test.json").write_text(json.dumps(rows), encoding="utf-8")
-    changed = succeeded(train(folder, "stopped", "--evaluation.benchmarks.data_dir", str(other)))
+    changed = succeeded(train(folder, "stopped", "--evaluation.benchmarks.data_dir", str(other), num_processes=1))
     assert "changed since the checkpoint: evaluation.benchmarks.sciq.requests" in changed.stdout
     assert "scieval.requests" not in changed.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments, messages",
-    [
-        (["--evaluation.benchmarks.tasks", "[sciqq, gsm8k]"], ["did you mean sciq", "gsm8k has text generated"]),
-        (["--evaluation.benchmarks.data_dir", "."], ["sciq: data is missing: put it at", "data is missing: put it at"]),
-    ],
-)
-def test_a_dry_run_tells_what_is_wrong(folder: Path, arguments: list[str], messages: list[str]) -> None:
-    said = dry_run(folder, *arguments)
+def test_a_dry_run_tells_what_is_missing(folder: Path) -> None:
+    said = dry_run(folder, "--evaluation.benchmarks.data_dir", ".")
     assert said.returncode == 1 and "Traceback" not in said.stderr
     lines = [line for line in said.stderr.splitlines() if "evaluation.benchmarks" in line]
-    assert len(lines) == len(messages)
-    assert all(message in line for message, line in zip(messages, lines, strict=True)), lines
+    assert len(lines) == 2 and all("data is missing: put it at" in line for line in lines), lines
     assert not (folder / "none").exists()
 
 
 def test_a_dry_run_tells_what_would_be_asked(folder: Path) -> None:
     said = succeeded(dry_run(folder))
     assert "note    benchmarks: one <|begin_of_text|> (id " in said.stdout and "the run would start" in said.stdout
+    assert "note    benchmarks: sciq: 4 items, 16 requests of " in said.stdout
     assert not (folder / "none").exists()
 
 

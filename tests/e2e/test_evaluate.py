@@ -18,8 +18,8 @@ import pytest
 from megatron_synE.config.evaluation_results import read_evaluation
 from megatron_synE.runtime import run_lock
 from tests.helpers.benchmark_data import LOG_LIKELIHOOD_TASKS, write_benchmarks
-from tests.helpers.commands import ROOT, SAMPLE, environment, pretrain, run_tool, succeeded, tokenised_sample
-from tests.helpers.harness_proof import compare, evaluate, make_model, results_of_hf_model
+from tests.helpers.commands import ROOT, SAMPLE, environment
+from tests.helpers.harness_proof import compare, evaluate, make_model, results_of_hf_model, train_model
 from tests.helpers.hf_llama import SHAPES
 from tools import evaluate as tool
 
@@ -88,13 +88,9 @@ def test_random_llamas_answer_as_in_the_harness(
 
 @pytest.mark.slow
 def test_a_training_checkpoint_is_evaluated_where_it_lies(data: Path, tmp_path: Path) -> None:
-    checkpoint, tokenizer = _train(tmp_path), SAMPLE / "tokenizer"
+    checkpoint, export = train_model(tmp_path)
     tasks = ("--tasks", *LOG_LIKELIHOOD_TASKS, "--data-dir", data)
-    options = ("--checkpoint", checkpoint, "--tokenizer-model", tokenizer, *tasks)
-    evaluate(tmp_path / "ours", *options, layout="TP2")
-    export = tmp_path / "export"
-    succeeded(run_tool("convert_checkpoint", "export", "--checkpoint", checkpoint, "--hf-dir", export,
-                       "--tokenizer-dir", tokenizer))  # fmt: skip
+    evaluate(tmp_path / "ours", "--checkpoint", checkpoint, "--tokenizer-model", export, *tasks, layout="TP2")
     proof = compare(tmp_path / "ours", results_of_hf_model(export, LOG_LIKELIHOOD_TASKS, data))
     assert proof.differing == [] and proof.worst < TOLERANCE
     evaluation = read_evaluation(tmp_path / "ours")
@@ -105,33 +101,6 @@ def test_a_training_checkpoint_is_evaluated_where_it_lies(data: Path, tmp_path: 
     assert found is not None and found.not_compared == {} and "unclear" in printed
     assert {(row.difference, row.low, row.high, row.verdict) for row in found.metrics} == {(0.0, 0.0, 0.0, "unclear")}
     assert {"mmlu", "mmlu_anatomy", "sciq"} <= {row.task for row in found.metrics}
-
-
-def _train(folder: Path) -> Path:
-    """Six steps on the shipped sample."""
-    prefixes = tokenised_sample(folder, "web_en", "web_zh")
-    tokens = 6 * 4 * 128
-    job = {
-        "model": {
-            "num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4,
-            "num_query_groups": 2, "vocab_size": 4096, "max_position_embeddings": 2048,
-        },
-        "precision": {"dtype": "fp32"},
-        "data": {
-            "seq_length": 128, "heldout_samples": 2,
-            "sources": {name: {"prefix": str(prefix)} for name, prefix in prefixes.items()},
-            "stages": [{"name": "one", "tokens": tokens, "weights": dict.fromkeys(prefixes, 0.5)}],
-        },
-        "optimizer": {"lr": 1e-2},
-        "schedule": {"warmup_steps": 1},
-        "training": {"micro_batch_size": 2, "global_batch_size": 4},
-        "evaluation": {"at_end": False},
-        "checkpoint": {"save": str(folder / "run")},
-        "logging": {"tensorboard": False},
-    }  # fmt: skip
-    (folder / "job.yaml").write_text(json.dumps(job), encoding="utf-8")
-    succeeded(pretrain(1, "--config", folder / "job.yaml"))
-    return folder / "run"
 
 
 @pytest.mark.slow

@@ -59,6 +59,13 @@ def test_a_command_runs_and_names_itself(site: Path) -> None:
     assert refused.returncode == 1 and "did you mean --optimizer.lr?" in refused.stderr
 
 
+def test_benchmarks_are_installed_with_the_table_of_their_files(site: Path) -> None:
+    code = "from megatron_synE.evaluation.task_files import resolve_tasks; print(len(resolve_tasks(['all'])))"
+    shown = run_installed(site, "-c", code)
+    assert shown.stdout == "16\n", shown.stderr
+    assert (site / "megatron_synE/evaluation/tasks/README.md").is_file()
+
+
 def test_a_report_finds_its_templates(site: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     done = run_installed(site, "bin/syne-report", "--run", str(tmp_path), "--output", str(tmp_path / "report.html"))

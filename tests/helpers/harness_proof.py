@@ -1,22 +1,25 @@
 """An evaluation of ours beside lm-evaluation-harness's own `hf` model on the same tasks, data and weights.
 
-    python -m tests.helpers.harness_proof FOLDER     # all tasks, models and layouts with 50 items each; minutes
+    python -m tests.helpers.harness_proof FOLDER [MODEL …]     # all tasks and layouts with 50 items each; minutes
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.benchmark_data import LOG_LIKELIHOOD_TASKS, write_benchmarks
-from tests.helpers.commands import ROOT, SAMPLE, run, succeeded
+from tests.helpers.commands import ROOT, SAMPLE, pretrain, run, run_tool, succeeded, tokenised_sample
 from tests.helpers.hf_llama import SHAPES, make_hf_llama
 
 VOCAB_SIZE = 4096
 CONTEXT_TOKENS = 2048
+TRAINED = "trained"
 LAYOUTS = {"TP1": (1, 1), "TP2": (2, 1), "PP2": (1, 2), "TP2xPP2": (2, 2)}
 
 
@@ -36,6 +39,36 @@ def make_model(folder: Path, shape: str) -> Path:
     make_hf_llama(folder, shape, vocab_size=VOCAB_SIZE, context_tokens=CONTEXT_TOKENS, token_ids=(4094, 4095))
     shutil.copytree(SAMPLE / "tokenizer", folder, dirs_exist_ok=True)
     return folder
+
+
+def train_model(folder: Path) -> tuple[Path, Path]:
+    """Six steps on the shipped sample: the training checkpoint, and its Hugging Face export."""
+    prefixes = tokenised_sample(folder, "web_en", "web_zh")
+    tokens = 6 * 4 * 128
+    job = {
+        "model": {
+            "num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4,
+            "num_query_groups": 2, "vocab_size": 4096, "max_position_embeddings": 2048,
+        },
+        "precision": {"dtype": "fp32"},
+        "data": {
+            "seq_length": 128, "heldout_samples": 2,
+            "sources": {name: {"prefix": str(prefix)} for name, prefix in prefixes.items()},
+            "stages": [{"name": "one", "tokens": tokens, "weights": dict.fromkeys(prefixes, 0.5)}],
+        },
+        "optimizer": {"lr": 1e-2},
+        "schedule": {"warmup_steps": 1},
+        "training": {"micro_batch_size": 2, "global_batch_size": 4},
+        "evaluation": {"at_end": False},
+        "checkpoint": {"save": str(folder / "run")},
+        "logging": {"tensorboard": False},
+    }  # fmt: skip
+    (folder / "job.yaml").write_text(json.dumps(job), encoding="utf-8")
+    succeeded(pretrain(1, "--config", folder / "job.yaml"))
+    checkpoint, export = folder / "run", folder / "export"
+    succeeded(run_tool("convert_checkpoint", "export", "--checkpoint", checkpoint, "--hf-dir", export,
+                       "--tokenizer-dir", SAMPLE / "tokenizer"))  # fmt: skip
+    return checkpoint, export
 
 
 def evaluate(output: Path, *options: str | Path, layout: str = "TP1") -> str:
@@ -89,19 +122,25 @@ def compare(evaluation: Path, theirs: dict[str, Any]) -> Proof:
     return proof
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, shapes: Sequence[str]) -> None:
     """The whole proof, a line for each evaluation."""
     data = write_benchmarks(folder / "data", 50)
     tasks = ("--tasks", *LOG_LIKELIHOOD_TASKS, "--data-dir", data)
-    for shape in SHAPES:
-        model = make_model(folder / shape, shape)
-        theirs = results_of_hf_model(model, LOG_LIKELIHOOD_TASKS, data)
+    for name in shapes or [*SHAPES, TRAINED]:
+        model: tuple[str | Path, ...]
+        if name == TRAINED:
+            checkpoint, hf_dir = train_model(folder)
+            model = ("--checkpoint", checkpoint, "--tokenizer-model", hf_dir)
+        else:
+            hf_dir = make_model(folder / name, name)
+            model = ("--hf-dir", hf_dir)
+        theirs = results_of_hf_model(hf_dir, LOG_LIKELIHOOD_TASKS, data)
         for layout in LAYOUTS:
-            evaluate(folder / f"{shape}_{layout}", "--hf-dir", model, *tasks, layout=layout)
-            proof = compare(folder / f"{shape}_{layout}", theirs)
-            print(f"{shape} {layout}: {proof.num_requests} requests, worst {proof.worst:.1e}, "
+            evaluate(folder / f"{name}_{layout}", *model, *tasks, layout=layout)
+            proof = compare(folder / f"{name}_{layout}", theirs)
+            print(f"{name} {layout}: {proof.num_requests} requests, worst {proof.worst:.1e}, "
                   f"{len(proof.differing)} differences {proof.differing[:3]}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

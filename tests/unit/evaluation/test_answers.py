@@ -60,7 +60,8 @@ def test_whose_answers_they_are_must_be_known(tmp_path: Path) -> None:
     journal = AnswerJournal(tmp_path, IDENTITY)
     journal.add({"k1": [-1.0, True]})
     path = tmp_path / "journal.jsonl"
-    path.write_bytes(b"0" + path.read_bytes()[1:])
+    first, *rest = path.read_bytes()
+    path.write_bytes(bytes([first ^ 1, *rest]))
     with pytest.raises(ValueError, match="the line that says whose answers these are is damaged"):
         AnswerJournal(tmp_path, IDENTITY)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_synE.evaluation.batching import BatchLimits, Target, TokenSequence
-from megatron_synE.evaluation.prefixes import Segment, segment_batches, segments_of, share_of_rank
+from megatron_synE.evaluation.prefixes import Segment, segment_batches, segments_of, share_of_rank, stems_of
 
 
 def few_shot(seed: int, num_prompts: int = 4) -> list[TokenSequence]:
@@ -41,8 +41,11 @@ def replay(sequences: list[TokenSequence], limits: BatchLimits) -> tuple[int, in
         slots = np.concatenate([run.slots for run in runs])
         assert len(set(slots.tolist())) == len(slots) and 0 not in slots
         kept[slots] = [token for run in runs for token in run.tokens]
-        for run in runs:
+        stems, own_slots = stems_of(runs)
+        for number, run in enumerate(runs):
             seen = tuple(kept[run.key_slots].tolist())
+            parts = [part for first, last, part in stems if first <= number < last] + [own_slots[number]]
+            assert np.concatenate(parts).tolist() == run.key_slots.tolist(), "stems and own keys are all keys"
             assert len(seen) == run.start + len(run.tokens) and seen[run.start :] == run.tokens
             for position, token, request in run.targets:
                 answers.setdefault(request, []).append((position, token, seen[: position + 1]))
@@ -91,6 +94,17 @@ def test_a_shared_beginning_is_computed_once() -> None:
     segments = segments_of(sequences, 10_000)
     assert [(segment.start, len(segment.tokens)) for segment in segments] == [(0, 100)] + [(100, 10)] * 8
     assert all(segment.parent is segments[0] for segment in segments[1:])
+
+
+def test_runs_behind_one_stem_see_it_together() -> None:
+    examples, question = tuple(range(100)), tuple(range(200, 230))
+    sequences = [TokenSequence((*examples, *question, choice) + (9,) * 3) for choice in (1, 2, 3)]
+    sequences += [TokenSequence(examples + (300 + n,) * 40) for n in range(2)]
+    (batch,), _ = segment_batches(segments_of(sequences, 10_000), BatchLimits())
+    stems, own_slots = stems_of([segment.run() for segment in batch])
+    # The examples themselves, two questions, the question with choices, its three answers.
+    assert [(first, last, len(slots)) for first, last, slots in stems] == [(1, 7, 100), (4, 7, 30)]
+    assert [len(slots) for slots in own_slots] == [100, 40, 40, 30, 4, 4, 4]
 
 
 def test_few_tokens_in_common_are_not_worth_a_run() -> None:

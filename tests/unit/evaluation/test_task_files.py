@@ -224,6 +224,16 @@ def test_the_harness_evaluates_all_tasks_without_a_network(data_dir: Path, no_ne
     json.dumps(results["samples"])
 
 
+def test_acc_norm_counts_characters_and_acc_bytes_bytes(data_dir: Path) -> None:
+    task = load_tasks(["arc_easy"], data_dir).task_dict["tasks"]["arc_easy"]
+    choices = ["a" * 20, "一二三四五", "b"]
+    answers = [(-12.0, False), (-6.0, False), (-2.0, False)]  # by character -0.6, -1.2, -2; by byte -0.6, -0.4, -2
+    right = [task.process_results({"choices": choices, "gold": gold}, answers) for gold in range(3)]
+    assert [found["acc"] for found in right] == [0, 0, 1]
+    assert [found["acc_norm"] for found in right] == [1, 0, 0]
+    assert [found["acc_bytes"] for found in right] == [0, 1, 0]
+
+
 def test_a_group_averages_over_items_and_over_subjects(data_dir: Path) -> None:
     group = load_tasks(["mmlu_anatomy", "mmlu_astronomy"], data_dir).task_dict["groups"]["mmlu"]
     found = group.aggregate(
