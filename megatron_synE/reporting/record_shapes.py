@@ -80,6 +80,9 @@ REQUIRED: dict[str, dict[str, Check]] = {
         **dict.fromkeys(("perplexity", "shares_before", "shares_after"), NUMBERS),
     },
     "configuration": {"changes": _objects_of(_is_pair)},
+    "forgetting": {
+        **dict.fromkeys(("what", "reaction"), _is_text), **dict.fromkeys(("baseline", "value", "bound"), _is_float),
+    },
 }  # fmt: skip
 """Kind of record → fields without which it is damaged."""
 OPTIONAL: dict[str, dict[str, Check]] = {
@@ -105,9 +108,6 @@ OPTIONAL: dict[str, dict[str, Check]] = {
         "documents": _lists_of(_has({"documents": _lists_of(_is_count)})),
     },
     "decision": {"moves": _is_text},
-    "forgetting": {
-        **dict.fromkeys(("what", "reaction", "reason"), _is_text), "baseline_step": _is_count,
-        **dict.fromkeys(("baseline", "value", "bound"), _is_float),
-    },
+    "forgetting": {"reason": _is_text, "baseline_step": _is_count},
 }  # fmt: skip
 """Kind of record → fields that are of this form where they are there."""
