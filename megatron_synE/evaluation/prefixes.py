@@ -42,11 +42,6 @@ class Run:
     targets: list[Target]
     """Asked of these tokens."""
 
-    @property
-    def key_slots(self) -> IntArray:
-        """Of all keys that the last token sees."""
-        return np.concatenate([*(segment.slots for segment in self.ancestors), self.own_slots])
-
 
 @dataclass(eq=False)
 class Segment:

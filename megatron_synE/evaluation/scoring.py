@@ -63,7 +63,7 @@ def score(
         model_chunks: this process's `LlamaModel`s, bare or in DistributedDataParallel.
         max_length_tokens: tokens that the model reads at most; by default its context.
         share_prefixes: compute a beginning that requests have in common once. Models that cannot (context parallelism,
-            Transformer Engine) read whole sequences, as all do without it; the answers are the same.
+            Transformer Engine) read whole sequences, as all do without it; the answers are the same, up to rounding.
         host_group: all processes, over which answers travel; by default torch.distributed's own group.
         on_done: told after each round, on every process, which requests are answered, and how.
         before_round: told the number of each round, from 0, and how many there are.
@@ -82,7 +82,7 @@ def score(
     else:
         batches = _row_batches(model_chunks, sequences, limits, device)
     per_round = _batches_per_round()
-    num_rounds = largest(-(-len(batches) // per_round), device)
+    num_rounds = _largest(-(-len(batches) // per_round), device)
     with evaluation_mode(model_chunks):
         for number in range(num_rounds):
             before_round(number, num_rounds)
@@ -146,7 +146,7 @@ def _batches_per_round() -> int:
     return BATCHES_PER_STAGE * stages if stages > 1 else 1
 
 
-def largest(number: int, device: torch.device) -> int:
+def _largest(number: int, device: torch.device) -> int:
     """Over all processes: replicas of the model that have less to do wait for the others' answers."""
     largest = torch.tensor(number, device=device)
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)

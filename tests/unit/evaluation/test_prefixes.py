@@ -43,9 +43,10 @@ def replay(sequences: list[TokenSequence], limits: BatchLimits) -> tuple[int, in
         kept[slots] = [token for run in runs for token in run.tokens]
         stems, own_slots = stems_of(runs)
         for number, run in enumerate(runs):
-            seen = tuple(kept[run.key_slots].tolist())
+            key_slots = np.concatenate([*(segment.slots for segment in run.ancestors), run.own_slots])
+            seen = tuple(kept[key_slots].tolist())
             parts = [part for first, last, part in stems if first <= number < last] + [own_slots[number]]
-            assert np.concatenate(parts).tolist() == run.key_slots.tolist(), "stems and own keys are all keys"
+            assert np.concatenate(parts).tolist() == key_slots.tolist(), "stems and own keys are all keys"
             assert len(seen) == run.start + len(run.tokens) and seen[run.start :] == run.tokens
             for position, token, request in run.targets:
                 answers.setdefault(request, []).append((position, token, seen[: position + 1]))
