@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--tokenizer-type", choices=("auto", "HuggingFaceTokenizer", "TikTokenizer",
                        "SentencePieceTokenizer"), default="auto", help="format of the tokenizer")  # fmt: skip
     model.add_argument("--add-bos", choices=("auto", "yes", "no"), default="auto", help="one begin-of-text before "
-                       "every request: auto where the tokenizer has one")  # fmt: skip
+                       "every request; auto: but where the tokenizer's files decline it")  # fmt: skip
     tasks = parser.add_argument_group("on what")
     tasks.add_argument("--tasks", nargs="+", required=True, help="mmlu, gsm8k …; a subject as mmlu_anatomy; or all")
     tasks.add_argument("--data-dir", type=Path, required=True, help="folder of the benchmarks' files")

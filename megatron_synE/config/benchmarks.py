@@ -27,8 +27,7 @@ class BenchmarksConfig:
     tokenizer: str | None = None
     """Folder or file; none takes the one that made the corpora."""
     add_bos: Literal["auto", "yes", "no"] = "auto"
-    """One begin-of-text token before each request; auto: where the tokenizer has one and its files do not decline it.
-    """
+    """One begin-of-text token before each request; auto: but where the tokenizer's files decline it."""
     tokens_per_batch: int = 8192
     """Most tokens in a forward pass, padding included; without influence on the results."""
 

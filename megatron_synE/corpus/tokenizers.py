@@ -75,7 +75,7 @@ class CorpusTokenizer:
     bos_text: str = ""
     """Its characters."""
     declines_bos: bool = False
-    """Whether the files say that no text is to begin with it (`"add_bos_token": false`)."""
+    """Whether the files say that no text is to begin with one (`"add_bos_token": false`, `"bos_token": null`)."""
     special_ids: frozenset[int] = frozenset()
     """Tokens that stand for no text."""
 
@@ -270,7 +270,7 @@ def _huggingface(name: str, file: Path, data: bytes, fast: bool, special: bool) 
         special_tokens_in_text=special,
         bos_id=all_ids.get(bos_text),
         bos_text=bos_text,
-        declines_bos=_read_json(file.parent / "tokenizer_config.json").get("add_bos_token") is False,
+        declines_bos=_huggingface_declines_bos(file.parent),
         special_ids=frozenset(int(token["id"]) for token in added if token.get("special")),
     )
 
@@ -287,6 +287,11 @@ def _huggingface_bos(directory: Path, ids: dict[str, int]) -> str:
             token = token.get("content") if isinstance(token, dict) else token
             return token if token in ids else ""
     return next((token for token in (llama3.BEGIN_OF_TEXT, "<s>", "<bos>") if token in ids), "")
+
+
+def _huggingface_declines_bos(directory: Path) -> bool:
+    content = _read_json(directory / "tokenizer_config.json")
+    return content.get("add_bos_token") is False or content.get("bos_token", "") is None
 
 
 def _huggingface_eod(directory: Path, ids: dict[str, int]) -> int | None:

@@ -45,23 +45,23 @@ def bos_policy(tokenizer: CorpusTokenizer, add_bos: str) -> BosPolicy:
     """What `--add-bos` means for a tokenizer.
 
     Args:
-        add_bos: one of `ADD_BOS`; `auto` adds one where the tokenizer has one and its files do not decline it.
+        add_bos: one of `ADD_BOS`; `auto` adds one but where the tokenizer's files decline it (`add_bos_token: false`,
+            `bos_token: null`).
 
     Raises:
-        ValueError: one is asked for that the tokenizer does not have.
+        ValueError: the tokenizer has none, and nobody says that there is to be none. Scores without one that the model
+            was trained with would be wrong silently.
     """
     assert add_bos in ADD_BOS
     if add_bos == "no":
         return BosPolicy(None, tokenizer.bos_text, "--add-bos no")
-    if tokenizer.bos_id is None:
-        if add_bos == "yes":
-            raise ValueError(
-                f"--add-bos yes: the tokenizer {tokenizer.name} has no begin-of-text token; leave the option out, or "
-                "name the token as bos_token in its tokenizer_config.json"
-            )
-        return BosPolicy(None, "", "the tokenizer has none")
     if add_bos == "auto" and tokenizer.declines_bos:
-        return BosPolicy(None, tokenizer.bos_text, "the tokenizer's files say add_bos_token: false")
+        return BosPolicy(None, tokenizer.bos_text, "the tokenizer's files decline it")
+    if tokenizer.bos_id is None:
+        raise ValueError(
+            f"--add-bos {add_bos}: the tokenizer {tokenizer.name} has no begin-of-text token; name it as bos_token in "
+            "its tokenizer_config.json, or say no where the model was trained without one"
+        )
     reason = "--add-bos yes" if add_bos == "yes" else "the tokenizer has it"
     return BosPolicy(tokenizer.bos_id, tokenizer.bos_text, reason)
 

@@ -124,9 +124,9 @@ def test_equal_contexts_are_one_object(tokenizer: CorpusTokenizer) -> None:
 def test_a_text_without_context_begins_with_bos_or_end_of_text(tokenizer: CorpusTokenizer) -> None:
     assert encoder_of(tokenizer, "no").encode_pairs([("", "text")])[0].context == (BOS,)
     without = dataclasses.replace(tokenizer, bos_id=None, bos_text="")
-    assert encoder_of(without).encode_pairs([("", "text")])[0].context == (EOS,)
+    assert encoder_of(without, "no").encode_pairs([("", "text")])[0].context == (EOS,)
     with pytest.raises(ValueError, match="needs a begin-of-text or end-of-text token"):
-        encoder_of(dataclasses.replace(without, eod_id=None)).encode_pairs([("", "text")])
+        encoder_of(dataclasses.replace(without, eod_id=None), "no").encode_pairs([("", "text")])
     with pytest.raises(ValueError, match="likelihood of an empty text"):
         encoder_of(tokenizer).encode_pairs([("context", "")])
 
@@ -136,12 +136,13 @@ def test_the_policy_is_told(tokenizer: CorpusTokenizer) -> None:
     assert told == "one <|begin_of_text|> (id 4094) before every request: the tokenizer has it"
     assert bos_policy(tokenizer, "no").describe() == "no begin-of-text token: --add-bos no"
     declining = dataclasses.replace(tokenizer, declines_bos=True)
-    assert "add_bos_token: false" in bos_policy(declining, "auto").describe()
+    assert bos_policy(declining, "auto").describe() == "no begin-of-text token: the tokenizer's files decline it"
     assert bos_policy(declining, "yes").token_id == BOS
     without = dataclasses.replace(tokenizer, bos_id=None, bos_text="")
-    assert bos_policy(without, "auto").describe() == "no begin-of-text token: the tokenizer has none"
-    with pytest.raises(ValueError, match=r"--add-bos yes: .* has no begin-of-text token; leave the option out"):
-        bos_policy(without, "yes")
+    assert bos_policy(without, "no").token_id is None
+    for add_bos in ("auto", "yes"):
+        with pytest.raises(ValueError, match=rf"--add-bos {add_bos}: .* no begin-of-text token; name it as bos_token"):
+            bos_policy(without, add_bos)
 
 
 @pytest.mark.parametrize(

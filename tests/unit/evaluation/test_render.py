@@ -133,7 +133,7 @@ def test_each_mistake_is_one_line(tmp_path: Path, data_dir: Path) -> None:
         ({"vocab_size": 300}, ["the model's vocabulary is 300; name the tokenizer that made the corpora"]),
         ({"tokenizer": other}, [r"benchmarks\.tokenizer: .* is not the one that made the corpora"]),
         ({"tokenizer": {**other, "name": "nowhere"}}, [r"benchmarks\.tokenizer: nowhere: no such file"]),
-        ({"tokenizer": {**other, "name": str(no_bos), "fingerprints": []}, "add_bos": "yes"},
+        ({"tokenizer": {**other, "name": str(no_bos), "fingerprints": []}},
          [r"add_bos: .*no begin-of-text token"]),
         ({"num_fewshot": 3}, ["num_fewshot: arc_easy has no examples to show"]),
     ):  # fmt: skip
