@@ -80,9 +80,9 @@ def lm_eval_hf(folder: Path, dtype: str, batch_size: int) -> Score:
 
 def ours(folder: Path, dtype: str, batch_size: int, share_prefixes: bool) -> Score:
     """The engine of tools/evaluate.py."""
-    from megatron_synE.evaluation.batching import BatchLimits
     from megatron_synE.evaluation.engine import ScoringRequest
-    from megatron_synE.evaluation.llama_engine import EngineOptions, LlamaEngine
+    from megatron_synE.evaluation.llama.batching import BatchLimits
+    from megatron_synE.evaluation.llama.llama_engine import EngineOptions, LlamaEngine
 
     limits = BatchLimits(tokens=batch_size * (SHOTS_TOKENS[1] + QUESTION_TOKENS[1]), sequences=batch_size)
     options = EngineOptions(dtype=dtype, limits=limits, share_prefixes=share_prefixes)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from megatron_synE.command_line import output_file
 from megatron_synE.config.evaluation_results import MANIFEST_FILE
 from megatron_synE.evaluation.encoding import RequestEncoder
 from megatron_synE.evaluation.harness_model import HarnessModel
-from megatron_synE.evaluation.task_files import LoadedTasks
+from megatron_synE.evaluation.tasks.task_files import LoadedTasks
 
 BOOTSTRAP_ITERATIONS = 1000
 """For the standard errors of metrics that are no means."""

@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from megatron_synE.evaluation.answers import AnswerJournal, key_of
 from megatron_synE.evaluation.encoding import RequestEncoder
 from megatron_synE.evaluation.engine import Engine, LogLikelihood, ScoringRequest
-from megatron_synE.evaluation.generators import Generator, Prompt
+from megatron_synE.evaluation.engines.generators import Generator, Prompt
 from megatron_synE.progress import ProgressBar
 
 DEFAULT_MAX_NEW_TOKENS = 256

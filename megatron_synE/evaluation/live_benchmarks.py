@@ -12,11 +12,11 @@ import torch
 from megatron_synE.checkpoint.collective import on_rank_zero
 from megatron_synE.config.job import JobConfig
 from megatron_synE.config.model import LlamaArchitecture
-from megatron_synE.evaluation.batching import BatchLimits
 from megatron_synE.evaluation.engine import LogLikelihood
+from megatron_synE.evaluation.llama.batching import BatchLimits
+from megatron_synE.evaluation.llama.scoring import score
 from megatron_synE.evaluation.multiple_choice import is_right
 from megatron_synE.evaluation.rendered import RenderedBenchmarks, RenderedTask, read_rendered
-from megatron_synE.evaluation.scoring import score
 from megatron_synE.runtime import Runtime
 from megatron_synE.training.benchmarks import BenchmarkScores
 from megatron_synE.training.rendering import render

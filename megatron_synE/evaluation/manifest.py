@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_synE.evaluation.task_files import LoadedTasks
+from megatron_synE.evaluation.tasks.task_files import LoadedTasks
 from megatron_synE.runtime.software import commit, machine, versions
 
 FORMAT = 1

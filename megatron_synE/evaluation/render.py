@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import signal
@@ -22,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 from megatron_synE.command_line import described
 from megatron_synE.corpus.tokenizers import build_tokenizer
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
+from megatron_synE.evaluation.manifest import code_hash
 from megatron_synE.evaluation.rendered import RenderedBenchmarks, RenderedBuilder, RenderedItem, read_rendered
-from megatron_synE.evaluation.task_files import LoadedTasks, load_tasks, read_task_file, resolve_tasks
+from megatron_synE.evaluation.tasks.task_files import LoadedTasks, load_tasks, read_task_file, resolve_tasks
 from megatron_synE.progress import ProgressBar
 from megatron_synE.training.benchmarks import METRICS
 
 if TYPE_CHECKING:
-    from megatron_synE.evaluation.local_task import LocalTask
+    from megatron_synE.evaluation.tasks.local_task import LocalTask
 
 FIELD = "evaluation.benchmarks"
 _PR_SET_PDEATHSIG = 1
@@ -109,9 +109,6 @@ def _encoder(wanted: Mapping[str, Any], add_bos: str) -> RequestEncoder:
 
 def _identity(asked: Mapping[str, Any], loaded: Mapping[str, LoadedTasks], encoder: RequestEncoder) -> dict[str, Any]:
     """All that has a part in what is rendered."""
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        code.update(file.read_bytes())
     made_of = {
         "tasks": {name: list(tasks.task_dict["tasks"]) for name, tasks in loaded.items()},
         "data_files": {name: tasks.data_files for name, tasks in loaded.items()},
@@ -119,7 +116,7 @@ def _identity(asked: Mapping[str, Any], loaded: Mapping[str, LoadedTasks], encod
         "encoding": encoder.describe(),
         **{name: asked[name] for name in ("limit", "num_fewshot", "vocab_size", "max_length_tokens")},
         "lm_eval": version("lm_eval"),
-        "code": code.hexdigest(),
+        "code": code_hash(),
     }
     return dict(json.loads(json.dumps(made_of)))  # as it comes back from the file
 

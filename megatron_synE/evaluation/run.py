@@ -27,18 +27,18 @@ from megatron_synE.config.evaluation_results import (
 from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
 from megatron_synE.evaluation import comparison
 from megatron_synE.evaluation.answers import AnswerJournal, first_difference
-from megatron_synE.evaluation.batching import BatchLimits
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
-from megatron_synE.evaluation.endpoint import EndpointGenerator
 from megatron_synE.evaluation.engine import Engine, ScoringRequest
-from megatron_synE.evaluation.generators import EngineGenerator, Generator
+from megatron_synE.evaluation.engines.endpoint import EndpointGenerator
+from megatron_synE.evaluation.engines.generators import EngineGenerator, Generator
+from megatron_synE.evaluation.engines.transformers_engine import TransformersEngine
 from megatron_synE.evaluation.harness import first_prompts, run_harness, write_results
 from megatron_synE.evaluation.harness_model import HarnessModel
-from megatron_synE.evaluation.llama_engine import EngineOptions, LlamaEngine
+from megatron_synE.evaluation.llama.batching import BatchLimits
+from megatron_synE.evaluation.llama.llama_engine import EngineOptions, LlamaEngine
 from megatron_synE.evaluation.manifest import make_manifest
 from megatron_synE.evaluation.options import ENGINE, TRANSFORMERS, EvaluationOptions
-from megatron_synE.evaluation.task_files import LoadedTasks, load_tasks
-from megatron_synE.evaluation.transformers_engine import TransformersEngine
+from megatron_synE.evaluation.tasks.task_files import LoadedTasks, load_tasks
 from megatron_synE.runtime import choose_device
 from megatron_synE.runtime.process_groups import world_size_from_environment
 from megatron_synE.runtime.run_lock import RunLock

@@ -18,8 +18,8 @@ PP2 = {"pipeline_model_parallel_size": 2}
 
 
 def open_engine(folder: str, layout: dict[str, Any], **fields: Any) -> Any:
-    from megatron_synE.evaluation.batching import BatchLimits
-    from megatron_synE.evaluation.llama_engine import EngineOptions, LlamaEngine
+    from megatron_synE.evaluation.llama.batching import BatchLimits
+    from megatron_synE.evaluation.llama.llama_engine import EngineOptions, LlamaEngine
 
     options = EngineOptions(ParallelConfig(**layout), "fp32", limits=BatchLimits(100), **fields)
     if (Path(folder) / "config.json").exists():
@@ -133,7 +133,7 @@ def test_checkpoint_and_hf_folder_at_any_layout(hf: str, tmp_path: Path) -> None
 
 def break_on(rank: int, action: str) -> Callable[..., Any]:
     """A model that fails in the forward pass of one process."""
-    from megatron_synE.evaluation import scoring
+    from megatron_synE.evaluation.llama import scoring
 
     def fail(*arguments: Any) -> Any:
         if torch.distributed.get_rank() == rank:

@@ -108,7 +108,7 @@ def train(folder: str) -> list[float]:
     from megatron_synE.config.optimizer import OptimizerConfig
     from megatron_synE.data.batches import assemble
     from megatron_synE.evaluation.engine import ScoringRequest
-    from megatron_synE.evaluation.scoring import score
+    from megatron_synE.evaluation.llama.scoring import score
     from megatron_synE.training.microbatches import to_microbatch
     from megatron_synE.training.step import train_step
     from tests.helpers.checkpoint import build_training
@@ -160,10 +160,10 @@ Case = tuple[str, dict[str, Any], dict[str, Any]]
 def answer_all(asked: dict[str, tuple[str, list[Pair], list[Prompt]]], cases: list[Case]) -> list[dict[str, Any]]:
     """This process's answers in each case."""
     from megatron_synE.checkpoint import architecture_from_hf, init_from_hf
-    from megatron_synE.evaluation.batching import BatchLimits
     from megatron_synE.evaluation.engine import ScoringRequest
-    from megatron_synE.evaluation.generation import generate
-    from megatron_synE.evaluation.scoring import score
+    from megatron_synE.evaluation.llama.batching import BatchLimits
+    from megatron_synE.evaluation.llama.generation import generate
+    from megatron_synE.evaluation.llama.scoring import score
     from tests.helpers.checkpoint import build_model
 
     results = []

@@ -60,7 +60,7 @@ def test_a_command_runs_and_names_itself(site: Path) -> None:
 
 
 def test_benchmarks_are_installed_with_the_table_of_their_files(site: Path) -> None:
-    code = "from megatron_synE.evaluation.task_files import resolve_tasks; print(len(resolve_tasks(['all'])))"
+    code = "from megatron_synE.evaluation.tasks.task_files import resolve_tasks; print(len(resolve_tasks(['all'])))"
     shown = run_installed(site, "-c", code)
     assert shown.stdout == "16\n", shown.stderr
     assert (site / "megatron_synE/evaluation/tasks/README.md").is_file()

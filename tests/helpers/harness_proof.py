@@ -89,7 +89,7 @@ def results_of_hf_model(
     from lm_eval.evaluator import evaluate as harness_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from megatron_synE.evaluation.task_files import load_tasks
+    from megatron_synE.evaluation.tasks.task_files import load_tasks
 
     model = HFLM(pretrained=str(hf_dir), dtype="float32", add_bos_token=True, batch_size=16, device="cpu")
     loaded = load_tasks(tasks, data, num_fewshot=num_fewshot)

@@ -14,7 +14,7 @@ from megatron_synE.evaluation import harness_model
 from megatron_synE.evaluation.answers import AnswerJournal
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
 from megatron_synE.evaluation.engine import GenerationRequest, LogLikelihood, ScoringRequest
-from megatron_synE.evaluation.generators import EngineGenerator, cut
+from megatron_synE.evaluation.engines.generators import EngineGenerator, cut
 from megatron_synE.evaluation.harness_model import HarnessModel
 from tests.helpers.commands import SAMPLE
 

@@ -68,7 +68,7 @@ def test_accuracies_are_the_harnesss_own(tmp_path: Path, data_dir: Path) -> None
     from megatron_synE.evaluation.harness import run_harness
     from megatron_synE.evaluation.harness_model import HarnessModel
     from megatron_synE.evaluation.live_benchmarks import task_scores
-    from megatron_synE.evaluation.task_files import load_tasks
+    from megatron_synE.evaluation.tasks.task_files import load_tasks
 
     tokenizer = build_tokenizer("auto", TOKENIZER)
     encoder = RequestEncoder(tokenizer, bos_policy(tokenizer, "auto"))
@@ -155,7 +155,7 @@ def test_what_loses_its_beginning_is_told(tmp_path: Path, data_dir: Path) -> Non
 
 
 def test_the_trainer_loads_nothing_that_starts_threads() -> None:
-    modules = "live_benchmarks", "scoring", "rendered"
+    modules = "live_benchmarks", "llama.scoring", "rendered"
     imports = "; ".join(f"import megatron_synE.evaluation.{name}" for name in modules)
     asked = '{"lm_eval", "datasets", "pyarrow", "transformers", "tokenizers"} & set(sys.modules)'
     code = f"import sys; import pretrain_llama3_synE; {imports}; sys.exit(str({asked} or 0))"

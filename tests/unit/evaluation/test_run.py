@@ -14,7 +14,7 @@ from megatron_synE.corpus.tokenizers import CorpusTokenizer, build_tokenizer
 from megatron_synE.evaluation import run
 from megatron_synE.evaluation.encoding import RequestEncoder, bos_policy
 from megatron_synE.evaluation.engine import LogLikelihood, ScoringRequest
-from megatron_synE.evaluation.generators import EngineGenerator, Prompt
+from megatron_synE.evaluation.engines.generators import EngineGenerator, Prompt
 from megatron_synE.evaluation.options import EvaluationOptions
 from tests.helpers.commands import SAMPLE
 from tests.helpers.completion_server import server, text

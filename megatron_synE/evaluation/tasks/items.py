@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_synE.config.json_fields import JsonFields, is_finite
-from megatron_synE.evaluation.data_files import REMEDY, Form, Item, Items, read_split
+from megatron_synE.evaluation.tasks.data_files import REMEDY, Form, Item, Items, read_split
 
 Splits = dict[str, Items]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from megatron_synE.evaluation import endpoint
-from megatron_synE.evaluation.endpoint import EndpointGenerator
-from megatron_synE.evaluation.generators import Prompt
+from megatron_synE.evaluation.engines import endpoint
+from megatron_synE.evaluation.engines.endpoint import EndpointGenerator
+from megatron_synE.evaluation.engines.generators import Prompt
 from tests.helpers.completion_server import server, text
 
 

@@ -17,7 +17,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import AggMetricConfig
 from lm_eval.utils import env
 
-from megatron_synE.evaluation.data_files import Item, Items
+from megatron_synE.evaluation.tasks.data_files import Item, Items
 
 
 class LocalTask(ConfigurableTask):

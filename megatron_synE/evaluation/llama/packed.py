@@ -8,10 +8,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from megatron_synE.evaluation.batching import Target
-from megatron_synE.evaluation.forward import ModelBatch
-from megatron_synE.evaluation.prefixes import IntArray, Run, stems_of
-from megatron_synE.evaluation.rows import make_targets
+from megatron_synE.evaluation.llama.batching import Target
+from megatron_synE.evaluation.llama.forward import ModelBatch
+from megatron_synE.evaluation.llama.prefixes import IntArray, Run, stems_of
+from megatron_synE.evaluation.llama.rows import make_targets
 from megatron_synE.model.key_value_cache import Keys, KeyValueCache, cached_tokens
 
 

@@ -13,7 +13,8 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_synE.checkpoint.model_state import bare
-from megatron_synE.evaluation.batching import (
+from megatron_synE.evaluation.engine import LogLikelihood, ScoringRequest
+from megatron_synE.evaluation.llama.batching import (
     BatchLimits,
     Target,
     TokenSequence,
@@ -21,8 +22,7 @@ from megatron_synE.evaluation.batching import (
     row_batches,
     token_sequences,
 )
-from megatron_synE.evaluation.engine import LogLikelihood, ScoringRequest
-from megatron_synE.evaluation.forward import (
+from megatron_synE.evaluation.llama.forward import (
     Found,
     ModelBatch,
     evaluation_mode,
@@ -30,9 +30,9 @@ from megatron_synE.evaluation.forward import (
     padded_length,
     run_asked,
 )
-from megatron_synE.evaluation.packed import packed_runs
-from megatron_synE.evaluation.prefixes import Segment, segment_batches, segments_of, share_of_rank
-from megatron_synE.evaluation.rows import padded_rows
+from megatron_synE.evaluation.llama.packed import packed_runs
+from megatron_synE.evaluation.llama.prefixes import Segment, segment_batches, segments_of, share_of_rank
+from megatron_synE.evaluation.llama.rows import padded_rows
 from megatron_synE.model.key_value_cache import KeyValueCache
 
 T = TypeVar("T")

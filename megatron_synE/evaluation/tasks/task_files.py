@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from megatron_synE.evaluation.code_answers import check_sandbox
-from megatron_synE.evaluation.data_files import Item, Items
+from megatron_synE.evaluation.tasks.code_answers import check_sandbox
+from megatron_synE.evaluation.tasks.data_files import Item, Items
 
 if TYPE_CHECKING:
-    from megatron_synE.evaluation.local_task import LocalTask, SubjectGroup
+    from megatron_synE.evaluation.tasks.local_task import LocalTask, SubjectGroup
 
-SHIPPED = Path(__file__).parent / "tasks"
+SHIPPED = Path(__file__).parent
 OWN_KEYS = ("reader", "folder", "subjects")
 PACKAGE = "megatron_synE.evaluation."
 """Only functions below it can be named by a YAML file."""
@@ -113,7 +113,7 @@ def load_tasks(
     Raises:
         ValueError: a name is unknown; a data file is missing, broken or there in two forms; code cannot be run here.
     """
-    from megatron_synE.evaluation.local_task import SubjectGroup
+    from megatron_synE.evaluation.tasks.local_task import SubjectGroup
 
     if not data_dir.is_dir():
         raise ValueError(f"--data-dir {data_dir}: is no folder; name the one that holds the benchmarks' files")
@@ -140,7 +140,7 @@ def load_tasks(
 
 
 def _load_task(file: TaskFile, config: Mapping[str, Any], task: str, data_dir: Path, loaded: LoadedTasks) -> LocalTask:
-    from megatron_synE.evaluation.local_task import LocalTask
+    from megatron_synE.evaluation.tasks.local_task import LocalTask
 
     subject = file.task_names[task]
     arguments = [file.folder.format(subject=subject)] if file.folder else []

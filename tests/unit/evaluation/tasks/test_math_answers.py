@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from megatron_synE.evaluation import expression
-from megatron_synE.evaluation.expression import NotAnExpression, value
-from megatron_synE.evaluation.math_answers import boxed, final_answer, same_answer
+from megatron_synE.evaluation.tasks import expression
+from megatron_synE.evaluation.tasks.expression import NotAnExpression, value
+from megatron_synE.evaluation.tasks.math_answers import boxed, final_answer, same_answer
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from megatron_synE.evaluation.batching import BatchLimits, Target, TokenSequence
+from megatron_synE.evaluation.llama.batching import BatchLimits, Target, TokenSequence
 
 FEWEST_SAVED_TOKENS = 16
 """A shared run costs a call of attention more; so many tokens less have to be computed for it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_synE.evaluation.data_files import Item
+from megatron_synE.evaluation.tasks.data_files import Item
 from megatron_synE.sandbox.run_code import passes_examples
 
 

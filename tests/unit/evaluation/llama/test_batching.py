@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_synE.evaluation.batching import (
+from megatron_synE.evaluation.engine import ScoringRequest
+from megatron_synE.evaluation.llama.batching import (
     BatchLimits,
     Target,
     TokenSequence,
@@ -12,7 +13,6 @@ from megatron_synE.evaluation.batching import (
     row_batches,
     token_sequences,
 )
-from megatron_synE.evaluation.engine import ScoringRequest
 
 
 def test_a_continuation_is_predicted_by_the_token_before_each_of_its_tokens() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_synE.evaluation.task_files import load_tasks
+from megatron_synE.evaluation.tasks.task_files import load_tasks
 
 
 def requests(data_dir: Path, task: str, number: int = 0) -> tuple[str, list[Any]]:

@@ -20,11 +20,11 @@ from megatron_synE.checkpoint.model_state import bare, layout_of_run
 from megatron_synE.config.model import LlamaArchitecture, ModelConfig
 from megatron_synE.config.parallel import ParallelConfig
 from megatron_synE.config.precision import PrecisionConfig
-from megatron_synE.evaluation.batching import BatchLimits, check_requests
 from megatron_synE.evaluation.engine import GenerationRequest, LogLikelihood, ScoringRequest
-from megatron_synE.evaluation.generation import check_prompts, generate
-from megatron_synE.evaluation.model_identity import checkpoint_fingerprint, hf_fingerprint
-from megatron_synE.evaluation.scoring import score
+from megatron_synE.evaluation.engines.model_identity import checkpoint_fingerprint, hf_fingerprint
+from megatron_synE.evaluation.llama.batching import BatchLimits, check_requests
+from megatron_synE.evaluation.llama.generation import check_prompts, generate
+from megatron_synE.evaluation.llama.scoring import score
 from megatron_synE.model import build_model_chunks
 from megatron_synE.runtime import Runtime, initialize, shut_down
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_synE.evaluation.final_answers import after_answer_is, after_hashes, number, same_number
+from megatron_synE.evaluation.tasks.final_answers import after_answer_is, after_hashes, number, same_number
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_synE.checkpoint.model_state import bare
-from megatron_synE.evaluation.batching import BatchLimits
-from megatron_synE.evaluation.continuations import CachedSequences, Continuation, WholeSequences, Writer
-from megatron_synE.evaluation.forward import evaluation_mode, from_all_processes
+from megatron_synE.evaluation.llama.batching import BatchLimits
+from megatron_synE.evaluation.llama.continuations import CachedSequences, Continuation, WholeSequences, Writer
+from megatron_synE.evaluation.llama.forward import evaluation_mode, from_all_processes
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ import pytest
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from megatron_synE.evaluation.data_files import Items
-from megatron_synE.evaluation.task_files import load_tasks
+from megatron_synE.evaluation.tasks.data_files import Items
+from megatron_synE.evaluation.tasks.task_files import load_tasks
 from tests.helpers.benchmark_data import write_benchmarks
 
 HARNESS = Path(lm_eval.tasks.__file__).parent

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from megatron_synE.evaluation.batching import BatchLimits, Target, TokenSequence
-from megatron_synE.evaluation.forward import Found, padded_length, run_asked
-from megatron_synE.evaluation.packed import packed_runs
-from megatron_synE.evaluation.prefixes import IntArray, Run, Segment, SlotPool, segments_of
-from megatron_synE.evaluation.rows import padded_rows
+from megatron_synE.evaluation.llama.batching import BatchLimits, Target, TokenSequence
+from megatron_synE.evaluation.llama.forward import Found, padded_length, run_asked
+from megatron_synE.evaluation.llama.packed import packed_runs
+from megatron_synE.evaluation.llama.prefixes import IntArray, Run, Segment, SlotPool, segments_of
+from megatron_synE.evaluation.llama.rows import padded_rows
 from megatron_synE.model.key_value_cache import KeyValueCache
 
 KEYS_PER_TOKEN = 4

@@ -15,8 +15,14 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from megatron_synE.evaluation import code_answers, task_files
-from megatron_synE.evaluation.task_files import benchmark_names, item_hash, load_tasks, read_task_file, resolve_tasks
+from megatron_synE.evaluation.tasks import code_answers, task_files
+from megatron_synE.evaluation.tasks.task_files import (
+    benchmark_names,
+    item_hash,
+    load_tasks,
+    read_task_file,
+    resolve_tasks,
+)
 from tests.helpers.benchmark_data import GENERATION_TASKS, LOG_LIKELIHOOD_TASKS, write_benchmarks
 
 SHOTS = {

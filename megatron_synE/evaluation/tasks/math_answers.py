@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from megatron_synE.evaluation.data_files import Item
-from megatron_synE.evaluation.expression import same_value
+from megatron_synE.evaluation.tasks.data_files import Item
+from megatron_synE.evaluation.tasks.expression import same_value
 
 MAX_CHARACTERS = 300
 """Longer answers are compared as text only."""

@@ -13,7 +13,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_synE.checkpoint.model_state import bare, finish_param_gather
-from megatron_synE.evaluation.batching import Target
+from megatron_synE.evaluation.llama.batching import Target
 from megatron_synE.model.targets import Targets
 
 Found = list[tuple[Target, float, float]]

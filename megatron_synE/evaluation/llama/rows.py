@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from megatron_synE.evaluation.batching import Target, TokenSequence
-from megatron_synE.evaluation.forward import ModelBatch
+from megatron_synE.evaluation.llama.batching import Target, TokenSequence
+from megatron_synE.evaluation.llama.forward import ModelBatch
 from megatron_synE.model.sequence_layout import chunk_begins
 from megatron_synE.model.targets import Targets
 

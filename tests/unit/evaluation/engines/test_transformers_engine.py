@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_synE.evaluation.engine import GenerationRequest, ScoringRequest
-from megatron_synE.evaluation.transformers_engine import TransformersEngine
+from megatron_synE.evaluation.engines.transformers_engine import TransformersEngine
 
 VOCAB_SIZE = 97
 

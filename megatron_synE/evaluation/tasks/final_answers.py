@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from megatron_synE.evaluation.data_files import Item
+from megatron_synE.evaluation.tasks.data_files import Item
 
 NUMBER = re.compile(r"-?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")
 ANSWER_IS = re.compile(r"answer\s+is\s*:?", re.IGNORECASE)

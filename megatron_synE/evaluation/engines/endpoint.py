@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from megatron_synE.evaluation.generators import Prompt, cut
+from megatron_synE.evaluation.engines.generators import Prompt, cut
 
 NUM_CONCURRENT = 16
 MAX_TRIES = 8

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_synE.evaluation.code_answers import humaneval, mbpp
-from megatron_synE.evaluation.task_files import load_tasks
+from megatron_synE.evaluation.tasks.code_answers import humaneval, mbpp
+from megatron_synE.evaluation.tasks.task_files import load_tasks
 from tests.helpers.benchmark_data import write_benchmarks
 
 ADD = {

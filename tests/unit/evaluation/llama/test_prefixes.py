@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from megatron_synE.evaluation.batching import BatchLimits, Target, TokenSequence
-from megatron_synE.evaluation.prefixes import Segment, segment_batches, segments_of, share_of_rank, stems_of
+from megatron_synE.evaluation.llama.batching import BatchLimits, Target, TokenSequence
+from megatron_synE.evaluation.llama.prefixes import Segment, segment_batches, segments_of, share_of_rank, stems_of
 
 
 def few_shot(seed: int, num_prompts: int = 4) -> list[TokenSequence]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from megatron_synE.evaluation.engine import GenerationRequest, LogLikelihood, ScoringRequest
-from megatron_synE.evaluation.model_identity import hf_fingerprint
+from megatron_synE.evaluation.engines.model_identity import hf_fingerprint
 
 CONFIG_FILE = "config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_synE.evaluation import items
+from megatron_synE.evaluation.tasks import items
 from tests.helpers.benchmark_data import write_benchmarks
 
 READERS: dict[str, Callable[[Path], items.Splits]] = {

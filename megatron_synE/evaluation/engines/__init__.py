@@ -1,0 +1,1 @@
+"""Other models that answer: transformers, and servers."""

@@ -1,0 +1,1 @@
+"""A Llama on megatron-core that answers: log-likelihoods and greedy continuations, at any layout."""
