@@ -46,3 +46,10 @@ def test_make_targets_of_the_documents_exist(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     documents = "".join((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS[:2])
     assert re.search(rf"^{target}:", makefile, re.MULTILINE) and f"make {target}" in documents
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    # Folders of tests without an __init__.py share one name space: pytest would not collect the second one.
+    folders = [ROOT / "tests" / name for name in ("unit", "e2e")]
+    names = [path.name for folder in folders for path in folder.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
