@@ -8,6 +8,7 @@ ours keeps fp32 gradients and main values nevertheless. Legend: B samples of a m
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,16 @@ def save_weights(architecture: LlamaArchitecture, folder: Path, device: torch.de
     torch.manual_seed(0)
     with device:
         LlamaForCausalLM(transformers_config(architecture)).to(dtype).save_pretrained(folder)
+
+
+def save_weights_apart(architecture: LlamaArchitecture, folder: Path) -> None:
+    """`save_weights` in fp32 on the CPU by a process of its own: the memory that it takes is not this one's."""
+    arguments = (architecture, folder, torch.device("cpu"), torch.float32)
+    process = multiprocessing.get_context("spawn").Process(target=save_weights, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError("the weights could not be made: see above")
 
 
 def make_step(contender: Contender, work: Work, device: torch.device, hf_dir: Path | None) -> Step:

@@ -32,7 +32,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from contenders import DISTINCT_STEPS, Work, make_step, save_weights
+from contenders import DISTINCT_STEPS, Work, make_step, save_weights_apart
 
 from megatron_synE.config.model import LlamaArchitecture
 
@@ -255,22 +255,6 @@ def memory_figures(peaks: Mapping[str, Mapping[str, float]]) -> dict[str, float]
     }
 
 
-def make_weights(folder: Path) -> None:
-    """Weights for all, by a process of its own: torch's memory is not this one's."""
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_make_weights, args=(folder,))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError("the weights could not be made: see above")
-
-
-def _make_weights(folder: Path) -> None:
-    import torch
-
-    save_weights(WORK.architecture, folder, torch.device("cpu"), torch.float32)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5, help="for the steps; memory and ops take three more")
@@ -283,7 +267,7 @@ def main() -> int:
     print(f"{processor()}, {args.threads} threads, load average {os.getloadavg()[0]:.1f}")
     print(f"{WORK.architecture}, batch {WORK.micro_batch_size}")
     with tempfile.TemporaryDirectory() as folder:
-        make_weights(Path(folder))
+        save_weights_apart(WORK.architecture, Path(folder))
         bf16_kinds = ["gemm", "hf_eager", "hf_compile", "ours", "ours_fp32_moments"]
         bf16_deadline, deadline = start + 0.6 * 60 * args.minutes, start + 60 * args.minutes
         bf16, bf16_agrees = compare_steps("bf16", bf16_kinds, bf16_deadline, args.threads, Path(folder))

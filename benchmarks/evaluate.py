@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contenders import save_weights
+from contenders import save_weights_apart
 from cpu_step import Ratio
 from host import peak_memory_mb, processor_name
 
@@ -174,22 +174,6 @@ def figures(seconds: dict[str, Sequence[float]], requests_per_round: int) -> dic
     return found
 
 
-def make_weights(folder: Path) -> None:
-    """Weights for all, by a process of its own: torch's memory is not this one's."""
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_make_weights, args=(folder,))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError("the weights could not be made: see above")
-
-
-def _make_weights(folder: Path) -> None:
-    import torch
-
-    save_weights(ARCHITECTURE, folder, torch.device("cpu"), torch.float32)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="subjects that count")
@@ -202,7 +186,7 @@ def main() -> int:
     print(f"{processor_name()}, {args.threads} threads, load average {os.getloadavg()[0]:.1f}")
     print(f"{ARCHITECTURE}, {args.dtype}, batches of {args.batch_size}, {args.questions} questions a subject")
     with tempfile.TemporaryDirectory() as folder:
-        make_weights(Path(folder))
+        save_weights_apart(ARCHITECTURE, Path(folder))
         contenders = {kind: Contender(kind, Path(folder), args) for kind in CONTENDERS}
         for number in range(args.rounds + 1):
             for contender in contenders.values():

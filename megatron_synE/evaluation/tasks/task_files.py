@@ -1,4 +1,4 @@
-"""Tasks by name: from the YAML files in ``tasks/`` and the user's data files to what lm-evaluation-harness runs.
+"""Tasks by name: from the YAML files beside this module and the user's data files to what lm-evaluation-harness runs.
 
 A YAML file is a task of the harness (`lm_eval.config.task.TaskConfig`) with three keys of our own: `reader` makes items
 of the published files, `folder` is the task's name among them, `subjects` makes it a group with one task a subject.
@@ -48,7 +48,7 @@ class LoadedTasks:
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A YAML file of ``tasks/``, with what it includes."""
+    """A YAML file beside this module, with what it includes."""
 
     name: str
     config: dict[str, Any]
@@ -106,7 +106,7 @@ def load_tasks(
 
     Args:
         names: as in `resolve_tasks`.
-        data_dir: holds the data files, as the table in ``tasks/README.md`` says.
+        data_dir: holds the data files, as the table in README.md says.
         run_code: programs that a model writes may be run. Otherwise tasks of code have no metric, and a notice says so.
         num_fewshot: examples in each prompt; by default as the paper has them.
 
@@ -177,7 +177,7 @@ def _no_metrics(item: Item, results: Sequence[str]) -> dict[str, float]:
 
 
 def read_task_file(name: str) -> TaskFile:
-    """A YAML file of ``tasks/``, what it includes underneath."""
+    """A YAML file beside this module, what it includes underneath."""
     hashes: dict[str, str] = {}
     content = _read_yaml(SHIPPED / f"{name}.yaml", hashes)
     subjects = content.get("subjects", {})
