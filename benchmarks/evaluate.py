@@ -182,6 +182,8 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error("--rounds: quartiles need 2 or more")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     print(f"{processor_name()}, {args.threads} threads, load average {os.getloadavg()[0]:.1f}")
     print(f"{ARCHITECTURE}, {args.dtype}, batches of {args.batch_size}, {args.questions} questions a subject")
